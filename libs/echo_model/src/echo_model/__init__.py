@@ -1,0 +1,1 @@
+"""One-step block-diffusion vision-language model for chest X-ray reports."""

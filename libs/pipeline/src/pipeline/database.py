@@ -1,0 +1,87 @@
+"""One SQL database per service: SQLite (WAL) or PostgreSQL behind the same few calls."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import alembic.command
+import alembic.config
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from pipeline.errors import TransientError
+
+_MIGRATION_LOCK = 0x6563686F  # any fixed number: PostgreSQL advisory lock of the migrating process
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same statement may work later: the server is away, a lock timed out, the disk is full."""
+    return isinstance(error, TransientError | sa.exc.OperationalError | sa.exc.InterfaceError | sa.exc.TimeoutError)
+
+
+class Database:
+    """Transactions on one database. `url` as SQLAlchemy writes it: `sqlite:///...` or `postgresql+psycopg://...`."""
+
+    def __init__(self, url: str) -> None:
+        parsed = sa.make_url(url)
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        self.engine = _sqlite_engine(parsed) if self.is_sqlite else _postgresql_engine(parsed)
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One transaction, committed when the block ends well and rolled back when it does not."""
+        with self.engine.begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that takes no write lock."""
+        with self.engine.connect().execution_options(sqlite_begin="DEFERRED") as connection:
+            yield connection
+
+    def ping(self) -> None:
+        """Raise unless the database answers."""
+        with self.read() as connection:
+            connection.execute(sa.text("SELECT 1"))
+
+    def migrate(self, scripts: Path) -> None:
+        """Bring the schema to the newest revision of the Alembic folder `scripts`; safe when several start at once."""
+        config = alembic.config.Config()
+        config.set_main_option("script_location", str(scripts).replace("%", "%%"))
+        with self.engine.begin() as connection:
+            if not self.is_sqlite:  # SQLite's BEGIN IMMEDIATE already lets only one in
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(:n)"), {"n": _MIGRATION_LOCK})
+            config.attributes["connection"] = connection
+            alembic.command.upgrade(config, "head")
+
+    def close(self) -> None:
+        """Close all pooled connections."""
+        self.engine.dispose()
+
+
+def _sqlite_engine(url: sa.URL) -> Engine:
+    engine = sa.create_engine(url, connect_args={"timeout": 30.0}, pool_size=10, max_overflow=20)
+
+    @sa.event.listens_for(engine, "connect")
+    def _connect(connection: sqlite3.Connection, _record: object) -> None:
+        # The driver's own transaction control would open transactions late and without a write lock.
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")  # a commit is on disk when it returns
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        mode = connection.get_execution_options().get("sqlite_begin", "IMMEDIATE")
+        connection.exec_driver_sql(f"BEGIN {mode}")
+
+    return engine
+
+
+def _postgresql_engine(url: sa.URL) -> Engine:
+    return sa.create_engine(
+        url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args={"connect_timeout": 5}
+    )

@@ -1,0 +1,34 @@
+"""Errors that services handle in the same way wherever they arise."""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """Base of every error this package raises on purpose. Texts carry no patient data."""
+
+
+class TransientError(PipelineError):
+    """The world is not ready (server away, time-out, lock): the same call may work later, so nothing is given up."""
+
+
+class BusUnavailable(TransientError):
+    """The event bus did not acknowledge in time."""
+
+
+class ObjectStoreUnavailable(TransientError):
+    """The object store cannot be reached or has no space."""
+
+
+class ObjectNotFound(PipelineError):
+    """No object stands under that key."""
+
+
+class InvalidEvent(PipelineError):
+    """Bytes that are no event of a known type and version, or whose data breaks the schema.
+
+    `code` is one of `not_json`, `not_cloudevents`, `unknown_type`, `schema_breach`.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code

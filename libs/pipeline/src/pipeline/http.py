@@ -1,0 +1,98 @@
+"""The HTTP side of every service: `/healthz`, `/readyz`, `/metrics`, and the service's own routes beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
+
+Check = Callable[[], None]
+"""Raises while the thing it asks about is not ready."""
+
+
+def health_routes(checks: Mapping[str, Check], ready: threading.Event) -> list[BaseRoute]:
+    """Routes that answer for the process; `checks` are named and run on each `/readyz`."""
+
+    async def healthz(_request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    def run_checks() -> dict[str, str]:
+        states = {}
+        for name, check in checks.items():
+            try:
+                check()
+                states[name] = "ok"
+            except Exception as error:  # noqa: BLE001  # any failure means not ready; its type is the answer
+                states[name] = f"failed: {type(error).__name__}"
+        return states
+
+    async def readyz(_request: Request) -> Response:
+        states = await run_in_threadpool(run_checks)
+        good = ready.is_set() and all(state == "ok" for state in states.values())
+        return JSONResponse(
+            {"status": "ready" if good else "not ready", "checks": states}, status_code=200 if good else 503
+        )
+
+    async def metrics(_request: Request) -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]
+
+
+def service_app(
+    checks: Mapping[str, Check], ready: threading.Event, routes: Sequence[BaseRoute] = ()
+) -> Starlette:
+    """A small ASGI application with the health routes first and the service's own behind them."""
+    return Starlette(routes=[*health_routes(checks, ready), *routes])
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket, so that a port in use is known before anything starts. Raises `OSError`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(256)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+class HttpServer:
+    """uvicorn in a thread, on a socket that was bound before."""
+
+    def __init__(self, app: ASGIApp, sock: socket.socket) -> None:
+        self._sock = sock
+        self.port: int = sock.getsockname()[1]
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=3, ws="none"
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+
+    def _run(self) -> None:
+        # Signals belong to the service runner; uvicorn takes them only in the main thread, which this is not.
+        self._server.run(sockets=[self._sock])
+
+    def start(self) -> None:
+        """Serve from now on."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish running requests (at most 3 s) and close the socket."""
+        self._server.should_exit = True
+        self._thread.join(timeout=10)
+        with contextlib.suppress(OSError):
+            self._sock.close()

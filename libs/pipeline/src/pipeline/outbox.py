@@ -1,0 +1,135 @@
+"""Transactional outbox: an event is written with the change it tells of, and published afterwards.
+
+A crash between the two changes nothing: the row stays until the bus has acknowledged it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from datetime import timedelta
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from pipeline.bus import Message, Producer
+from pipeline.clock import Clock
+from pipeline.database import Database, is_transient
+from pipeline.events import Event
+
+log = logging.getLogger(__name__)
+
+_RELAY_LOCK = 0x6F757462  # PostgreSQL advisory lock: one relay at a time, or order within a key would be lost
+
+
+class Outbox:
+    """The table `outbox` in the service's own database."""
+
+    def __init__(self, metadata: sa.MetaData) -> None:
+        self.table = sa.Table(
+            "outbox",
+            metadata,
+            sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+            sa.Column("topic", sa.Text, nullable=False),
+            sa.Column("key", sa.Text, nullable=False),
+            sa.Column("payload", sa.LargeBinary, nullable=False),
+            sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+            sa.Column("published_at", sa.DateTime(timezone=True)),
+            sa.Index("outbox_pending", "id", sqlite_where=sa.text("published_at IS NULL"),
+                     postgresql_where=sa.text("published_at IS NULL")),
+            sa.Index("outbox_published", "published_at"),
+        )
+        self.wakeup = threading.Event()
+
+    def add(self, connection: Connection, event: Event) -> None:
+        """Write the event in the caller's transaction."""
+        connection.execute(
+            self.table.insert().values(
+                topic=event.topic, key=event.key, payload=event.to_bytes(), created_at=event.time
+            )
+        )
+        self.wakeup.set()  # the relay may look before the commit; it then finds the row at its next look
+
+
+class OutboxRelay:
+    """Publishes outbox rows in the order of their ids."""
+
+    def __init__(
+        self,
+        database: Database,
+        outbox: Outbox,
+        producer: Producer,
+        clock: Clock,
+        *,
+        batch: int = 200,
+        idle_s: float = 0.05,
+        keep: timedelta = timedelta(hours=24),
+    ) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._producer = producer
+        self._clock = clock
+        self._batch = batch
+        self._idle_s = idle_s
+        self._keep = keep
+        self._next_prune = 0.0
+
+    def relay_once(self) -> int:
+        """Publish one batch; returns how many rows. Rows are marked only after the bus acknowledged all of them."""
+        table = self._outbox.table
+        pending = table.c.published_at.is_(None)
+        with self._database.read() as connection:
+            if connection.execute(sa.select(table.c.id).where(pending).limit(1)).first() is None:
+                return 0
+        with self._database.write() as connection:
+            if not self._database.is_sqlite and not connection.scalar(
+                sa.text("SELECT pg_try_advisory_xact_lock(:n)"), {"n": _RELAY_LOCK}
+            ):
+                return 0
+            rows = connection.execute(sa.select(table).where(pending).order_by(table.c.id).limit(self._batch)).all()
+            if not self._database.is_sqlite:
+                self._publish_and_mark(connection, rows)
+                return len(rows)
+        # SQLite has one writer: publishing inside the transaction would hold up the service's own work for as long
+        # as the bus takes. One process owns the file, so no second relay can run in between.
+        self._producer.publish([Message(row.topic, row.key, row.payload) for row in rows])
+        with self._database.write() as connection:
+            self._mark(connection, rows)
+        return len(rows)
+
+    def _publish_and_mark(self, connection: Connection, rows: list[sa.Row]) -> None:  # type: ignore[type-arg]  # rows of a Core select
+        self._producer.publish([Message(row.topic, row.key, row.payload) for row in rows])
+        self._mark(connection, rows)
+
+    def _mark(self, connection: Connection, rows: list[sa.Row]) -> None:  # type: ignore[type-arg]  # rows of a Core select
+        table = self._outbox.table
+        connection.execute(
+            table.update().where(table.c.id.in_([row.id for row in rows])).values(published_at=self._clock.now())
+        )
+
+    def prune(self) -> None:
+        """Delete rows published longer ago than `keep`."""
+        table = self._outbox.table
+        with self._database.write() as connection:
+            connection.execute(table.delete().where(table.c.published_at < self._clock.now() - self._keep))
+
+    def run(self, stop: threading.Event) -> None:
+        """Relay until stopped; an unreachable bus or database is waited for, with growing pauses up to 5 s."""
+        failures = 0
+        while not stop.is_set():
+            try:
+                published = self.relay_once()
+                if self._clock.monotonic() >= self._next_prune:
+                    self.prune()
+                    self._next_prune = self._clock.monotonic() + 600
+                failures = 0
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                failures += 1
+                log.warning("outbox relay waits", extra={"error": type(error).__name__, "failures": failures})
+                self._clock.wait(stop, min(5.0, 0.1 * 2**failures))
+                continue
+            if published == 0:
+                self._outbox.wakeup.wait(self._idle_s)
+                self._outbox.wakeup.clear()

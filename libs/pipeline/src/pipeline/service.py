@@ -1,0 +1,107 @@
+"""How every service lives: start its loops, say it is ready, drain on SIGTERM, exit 0; die loudly when a loop dies."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
+
+from pipeline.http import Check, HttpServer, bind, service_app
+from pipeline.settings import CommonSettings, masked
+from pipeline.telemetry import configure_logging
+
+log = logging.getLogger(__name__)
+
+Loop = Callable[[threading.Event], None]
+"""Runs until the event is set."""
+
+
+class ServiceRunner:
+    """The life of one service process. Build it first in `app.py`: it configures logging and binds the HTTP port."""
+
+    def __init__(self, name: str, settings: CommonSettings) -> None:
+        self.name = name
+        self.stop = threading.Event()
+        self.ready = threading.Event()
+        self._loops: list[tuple[str, Loop]] = []
+        self._on_stop: list[Callable[[], None]] = []
+        self._failed = False
+        configure_logging(name, settings.log_level, log_identifiers=settings.log_identifiers)
+        log.info("starting", extra={"settings": masked(settings)})
+        self._socket = claim_port(settings.http_host, settings.http_port, "ECHO_HTTP_PORT")
+
+    def add_loop(self, name: str, loop: Loop) -> None:
+        """A thread of the service; an exception that leaves it ends the process with status 1."""
+        self._loops.append((name, loop))
+
+    def on_stop(self, action: Callable[[], None]) -> None:
+        """Run when stopping, in reverse order of registration, after the loops have ended."""
+        self._on_stop.append(action)
+
+    def run(
+        self,
+        checks: Mapping[str, Check],
+        routes: Sequence[BaseRoute] = (),
+        *,
+        app: ASGIApp | None = None,
+        on_ready: Callable[[], None] | None = None,
+        before_join: Callable[[], None] | None = None,
+    ) -> int:
+        """Serve until SIGTERM or SIGINT; returns the exit status.
+
+        `app` replaces the default application and must have the health routes itself. `before_join` runs when
+        stopping begins, before the loops are waited for (close a listening socket there).
+        """
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, lambda *_: self.stop.set())
+        server = HttpServer(app or service_app(checks, self.ready, routes), self._socket)
+        server.start()
+        threads = [
+            threading.Thread(target=self._guard, args=(name, loop), name=name, daemon=True)
+            for name, loop in self._loops
+        ]
+        for thread in threads:
+            thread.start()
+        if on_ready is not None:
+            on_ready()
+        self.ready.set()
+        log.info("ready", extra={"http_port": server.port})
+        self.stop.wait()
+        log.info("stopping")
+        self.ready.clear()
+        if before_join is not None:
+            before_join()
+        for thread in threads:
+            thread.join(timeout=60)
+        for action in reversed(self._on_stop):
+            action()
+        server.stop()
+        log.info("stopped", extra={"failed": self._failed})
+        return 1 if self._failed else 0
+
+    def _guard(self, name: str, loop: Loop) -> None:
+        try:
+            loop(self.stop)
+            if not self.stop.is_set():
+                raise RuntimeError(f"loop {name} ended by itself")
+        except Exception:
+            log.exception("loop died", extra={"loop": name})
+            self._failed = True
+            self.stop.set()
+
+
+def claim_port(host: str, port: int, setting: str) -> socket.socket:
+    """Bind now; a port in use or not allowed ends the process with status 2 and a message that names the setting."""
+    try:
+        return bind(host, port)
+    except OSError as error:
+        why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound ({error.strerror})"
+        sys.stderr.write(f"wrong setting {setting}: port {port} on {host} {why}; set another one or stop what uses it\n")
+        raise SystemExit(2) from None

@@ -1,0 +1,138 @@
+"""Settings: environment variables, read once at start, validated, frozen, printed with secrets masked."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ENV_PREFIX = "ECHO_"
+S = TypeVar("S", bound="CommonSettings")
+
+
+class CommonSettings(BaseSettings):
+    """What every service has. The environment variable of a field is `ECHO_` + its name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore", hide_input_in_errors=False)
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
+    log_identifiers: bool = Field(
+        False, description="Write study UIDs and accession numbers to the log as they are instead of hashed."
+    )
+    http_host: str = Field("0.0.0.0", description="Address of the health and metrics port.")
+    http_port: int = Field(8080, ge=0, le=65535, description="Port of `/healthz`, `/readyz`, `/metrics`; 0 takes a free one.")
+
+
+class DatabaseSettings(BaseSettings):
+    """Mixed into services that keep state."""
+
+    database_url: SecretStr = Field(
+        description="The service's own database, as SQLAlchemy writes it: `postgresql+psycopg://user:password@host/name` or `sqlite:////path/file.sqlite3`."
+    )
+
+
+class BusSettings(BaseSettings):
+    """Mixed into services that publish or consume events."""
+
+    bus_url: str = Field(
+        description="The event bus: `kafka://host:port[,host:port...]`, or a database for the embedded log: `sqlite:////path/bus.sqlite3`, `postgresql+psycopg://...`."
+    )
+    bus_partitions: int = Field(6, ge=1, le=512, description="Partitions of topics that this service creates.")
+    bus_replication: int = Field(1, ge=1, le=7, description="Replication factor of Kafka topics that this service creates.")
+    bus_session_timeout_s: float = Field(
+        6.0, ge=1, le=300, description="A group member silent for this long loses its partitions."
+    )
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="How brokers are spoken to."
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "SCRAM-SHA-256", description="SASL mechanism, with a SASL security protocol."
+    )
+    kafka_username: str | None = Field(None, description="SASL user.")
+    kafka_password: SecretStr | None = Field(None, description="SASL password.")
+    kafka_ca_file: str | None = Field(None, description="PEM file of the authority that signed the brokers' certificates.")
+
+
+class ObjectStoreSettings(BaseSettings):
+    """Mixed into services that read or write objects."""
+
+    object_store_url: str = Field(
+        description="Where objects are kept: `file:///path` or `s3://bucket/prefix` (any S3-compatible service)."
+    )
+    s3_endpoint_url: str | None = Field(None, description="Endpoint of an S3-compatible service that is not AWS.")
+    s3_access_key: SecretStr | None = Field(None, description="Access key id; otherwise the environment's own credentials.")
+    s3_secret_key: SecretStr | None = Field(None, description="Secret access key.")
+
+
+def _default_text(info: FieldInfo) -> str:
+    if info.is_required():
+        return "required"
+    default = info.get_default(call_default_factory=True, validated_data={})
+    return "none" if default is None or default is PydanticUndefined else str(default)
+
+
+def describe(cls: type[BaseSettings]) -> list[tuple[str, str, str, str]]:
+    """(environment variable, type, default, description) of every setting, for `--help` and docs/settings.md."""
+    rows = []
+    for name, info in cls.model_fields.items():
+        annotation = info.annotation
+        kind = getattr(annotation, "__name__", None) if not getattr(annotation, "__args__", None) else str(annotation)
+        kind = (kind or str(annotation)).replace("typing.", "").replace("pydantic.types.", "")
+        limits = [str(m).replace("Ge(ge=", ">= (").replace("Le(le=", "<= (").replace("Gt(gt=", "> (") for m in info.metadata]
+        limits = [text.replace("(", "").replace(")", "") for text in limits if text[:1] in "<>"]
+        rows.append((ENV_PREFIX + name.upper(), ", ".join([kind, *limits]), _default_text(info), info.description or ""))
+    return rows
+
+
+def load_settings(cls: type[S], description: str, argv: Sequence[str] | None = None) -> S:
+    """The settings of this process. `--help` lists them; a wrong one ends the process with status 2 and a message."""
+    lines = [f"  {env}  ({kind}; default: {default})\n      {text}" for env, kind, default, text in describe(cls)]
+    argparse.ArgumentParser(
+        prog=f"python -m {cls.__module__.split('.')[0]}",
+        description=description,
+        epilog="settings, from the environment:\n" + "\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args(argv)
+    try:
+        return cls()
+    except ValidationError as error:
+        for line in explain(cls, error):
+            print(line, file=sys.stderr)  # noqa: T201  # before logging exists; a person at a terminal reads it
+        raise SystemExit(2) from None
+
+
+def explain(cls: type[BaseSettings], error: ValidationError) -> list[str]:
+    """One line per wrong setting: its name, the value that was given (masked if secret), and what is allowed."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        name = str(problem["loc"][0]) if problem["loc"] else "(settings)"
+        info = cls.model_fields.get(name)
+        if problem["type"] == "missing":
+            given = "is not set"
+        elif info is not None and "Secret" in str(info.annotation):
+            given = "has a value that is not shown"
+        else:
+            given = f"is {problem['input']!r}" if info is not None else "does not fit"
+        lines.append(
+            f"wrong setting {ENV_PREFIX + name.upper() if info else name}: {given}; {problem['msg']}"
+            + (f". {info.description}" if info is not None and info.description else "")
+        )
+    return lines
+
+
+def masked(settings: BaseSettings) -> dict[str, Any]:
+    """The settings as the log shows them at start: secrets and the passwords inside URLs are masked."""
+    shown: dict[str, Any] = {}
+    for name, value in settings.model_dump().items():
+        text = str(value)
+        if isinstance(value, str) and "://" in text and "@" in text:
+            scheme, rest = text.split("://", 1)
+            text = f"{scheme}://***@{rest.rsplit('@', 1)[1]}"
+        shown[name] = text if isinstance(value, str | SecretStr) else value
+    return shown

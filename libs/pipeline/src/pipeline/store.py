@@ -1,0 +1,245 @@
+"""Object store port and its adapters: a local directory, or anything S3-compatible through fsspec.
+
+Keys are relative POSIX paths made by us (hashes, UUIDs), never by a peer.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Protocol, cast
+
+import fsspec
+
+from pipeline.errors import ObjectNotFound, ObjectStoreUnavailable
+from pipeline.settings import ObjectStoreSettings
+
+_KEY = re.compile(r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$")
+
+
+def check_key(key: str) -> str:
+    """The key itself, or `ValueError` if it could leave the store or hide in it."""
+    if len(key) > 512 or not _KEY.match(key):
+        raise ValueError("object keys are relative paths of letters, digits, '.', '_' and '-'")
+    return key
+
+
+class ObjectStore(Protocol):
+    """Write-once objects."""
+
+    def staging_dir(self) -> Path:
+        """A local folder for files under way; on the store's own file system where it has one, so that renaming works."""
+        ...
+
+    def put_file(self, path: Path, key: str) -> None:
+        """Move a staged file into place. When it returns the object is durable and whole; before, nothing is visible."""
+        ...
+
+    def put_bytes(self, data: bytes, key: str) -> None:
+        """Write a small object, durable and whole when it returns."""
+        ...
+
+    def open(self, key: str) -> IO[bytes]:
+        """A seekable binary stream; `ObjectNotFound` if there is none."""
+        ...
+
+    def exists(self, key: str) -> bool:
+        """Whether the object stands."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove the object if it stands."""
+        ...
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """All keys under a folder."""
+        ...
+
+    def free_bytes(self) -> int | None:
+        """Space left, or None where there is no such thing."""
+        ...
+
+    def ping(self) -> None:
+        """Raise `ObjectStoreUnavailable` unless the store answers."""
+        ...
+
+
+def _fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class LocalObjectStore:
+    """A directory. fsync of the file, rename, fsync of the folder: what was acknowledged survives a power cut."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._staging = root / ".staging"
+        self._staging.mkdir(parents=True, exist_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self._root / check_key(key)
+
+    def staging_dir(self) -> Path:
+        """A hidden folder inside the root."""
+        return self._staging
+
+    def put_file(self, path: Path, key: str) -> None:
+        """Sync, rename and sync the folders, new parents included."""
+        target = self._path(key)
+        try:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            fresh = [parent for parent in target.parents if not parent.exists()]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+            _fsync_directory(target.parent)
+            for parent in fresh:
+                _fsync_directory(parent.parent)
+        except OSError as error:
+            raise _unavailable(error) from error
+
+    def put_bytes(self, data: bytes, key: str) -> None:
+        """Stage and move."""
+        try:
+            with tempfile.NamedTemporaryFile(dir=self._staging, delete=False) as file:
+                staged = Path(file.name)
+                try:
+                    file.write(data)
+                except OSError:
+                    staged.unlink(missing_ok=True)
+                    raise
+        except OSError as error:
+            raise _unavailable(error) from error
+        self.put_file(staged, key)
+
+    def open(self, key: str) -> IO[bytes]:
+        """The file, opened for reading."""
+        try:
+            return self._path(key).open("rb")
+        except FileNotFoundError as error:
+            raise ObjectNotFound(key) from error
+        except OSError as error:
+            raise _unavailable(error) from error
+
+    def exists(self, key: str) -> bool:
+        """Whether the file is there."""
+        return self._path(key).is_file()
+
+    def delete(self, key: str) -> None:
+        """Unlink; folders stay."""
+        self._path(key).unlink(missing_ok=True)
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Walk the folder."""
+        for path in sorted(self._path(prefix).rglob("*")):
+            if path.is_file():
+                yield path.relative_to(self._root).as_posix()
+
+    def free_bytes(self) -> int | None:
+        """Bytes that this process may still write."""
+        stat = os.statvfs(self._root)
+        return stat.f_bavail * stat.f_frsize
+
+    def ping(self) -> None:
+        """The staging folder must be writable."""
+        if not os.access(self._staging, os.W_OK):
+            raise ObjectStoreUnavailable("the object store's folder is not writable")
+
+
+class FsspecObjectStore:
+    """Any fsspec file system whose uploads are atomic (S3 and its compatibles): durable when the upload returns."""
+
+    def __init__(self, url: str, staging: Path | None = None, **options: object) -> None:
+        self._fs, root = fsspec.core.url_to_fs(url, **options)
+        self._root = str(root).rstrip("/")
+        self._staging = staging or Path(tempfile.mkdtemp(prefix="echo-staging-"))
+        self._staging.mkdir(parents=True, exist_ok=True)
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{check_key(key)}"
+
+    def staging_dir(self) -> Path:
+        """A local temporary folder."""
+        return self._staging
+
+    def put_file(self, path: Path, key: str) -> None:
+        """Upload, then drop the staged file."""
+        try:
+            self._fs.put_file(str(path), self._path(key))
+        except OSError as error:
+            raise _unavailable(error) from error
+        path.unlink()
+
+    def put_bytes(self, data: bytes, key: str) -> None:
+        """Upload in one piece."""
+        try:
+            self._fs.pipe_file(self._path(key), data)
+        except OSError as error:
+            raise _unavailable(error) from error
+
+    def open(self, key: str) -> IO[bytes]:
+        """A buffered remote file."""
+        try:
+            return cast(IO[bytes], self._fs.open(self._path(key), "rb"))
+        except FileNotFoundError as error:
+            raise ObjectNotFound(key) from error
+        except OSError as error:
+            raise _unavailable(error) from error
+
+    def exists(self, key: str) -> bool:
+        """Ask the store, not fsspec's listing cache."""
+        self._fs.invalidate_cache()
+        return bool(self._fs.exists(self._path(key)))
+
+    def delete(self, key: str) -> None:
+        """Remove the object."""
+        if self.exists(key):
+            self._fs.rm_file(self._path(key))
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """List recursively."""
+        self._fs.invalidate_cache()
+        for path in sorted(self._fs.find(self._path(prefix))):
+            yield str(path)[len(self._root) + 1 :]
+
+    def free_bytes(self) -> int | None:
+        """Object services have no such figure."""
+        return None
+
+    def ping(self) -> None:
+        """List the root."""
+        try:
+            self._fs.invalidate_cache()
+            self._fs.ls(self._root)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _unavailable(error) from error
+
+
+def _unavailable(error: OSError) -> ObjectStoreUnavailable:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return ObjectStoreUnavailable("no space left" if full else f"input/output error {error.errno}")
+
+
+def make_object_store(settings: ObjectStoreSettings) -> ObjectStore:
+    """The adapter that `object_store_url` asks for."""
+    url = settings.object_store_url
+    if url.startswith("file://"):
+        return LocalObjectStore(Path(url.removeprefix("file://")))
+    if url.startswith("s3://"):
+        return FsspecObjectStore(
+            url,
+            key=settings.s3_access_key.get_secret_value() if settings.s3_access_key else None,
+            secret=settings.s3_secret_key.get_secret_value() if settings.s3_secret_key else None,
+            client_kwargs={"endpoint_url": settings.s3_endpoint_url} if settings.s3_endpoint_url else {},
+        )
+    raise SystemExit(f"wrong setting ECHO_OBJECT_STORE_URL: is {url!r}; allowed are file:///path and s3://bucket/prefix")

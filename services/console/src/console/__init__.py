@@ -1,0 +1,1 @@
+"""Read model of all events and the web page for people."""

@@ -1,0 +1,1 @@
+"""C-STORE SCP that publishes completed studies."""

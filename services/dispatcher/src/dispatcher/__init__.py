@@ -1,0 +1,1 @@
+"""Decides what is reported, keeps the jobs table, hands jobs to Celery."""

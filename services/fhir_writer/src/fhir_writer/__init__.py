@@ -1,0 +1,1 @@
+"""Posts preliminary DiagnosticReports to a FHIR R4 server."""

@@ -1,0 +1,1 @@
+"""Celery GPU worker: pixels to draft report."""
