@@ -1,0 +1,206 @@
+"""The composition root of the whole: which child runs with which settings, and in which order."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+import yaml
+
+from pipeline.clock import SystemClock
+from pipeline.http import HttpServer
+from pipeline.service import claim_port
+from pipeline.telemetry import configure_logging
+from standalone import valkey
+from standalone.children import ChildFailed, ChildSpec, Supervisor, end_leftovers
+from standalone.gateway import Gateway
+from standalone.layout import DataDir, DataDirInUse
+
+log = logging.getLogger(__name__)
+
+VISIBILITY_TIMEOUT_S = 900
+"""A task not acknowledged for this long starts again. A dead worker is noticed by the supervisor long before."""
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What `python -m standalone serve` was asked for."""
+
+    data_dir: Path
+    dicom_port: int
+    http_port: int
+    host: str
+    ae_title: str
+    quiet_seconds: float
+    model: str
+    register_patients: str
+    out_of_domain: str
+    log_level: str
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def _http_ready(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2.0).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _ehr_child(data: DataDir, port: int, public_url: str) -> ChildSpec:
+    settings = data.ehr / "settings.yaml"
+    settings.write_text(
+        yaml.safe_dump(
+            {
+                "base_url": public_url,
+                "host": "127.0.0.1",
+                "port": port,
+                "data_dir": str(data.ehr),
+                "log_inbound": False,  # its traffic log would keep every request body for ever
+                "simulator": {"enabled": False},
+                "facility_name": "Embedded EHR",
+            }
+        )
+    )
+    return ChildSpec(
+        name="ehr",
+        argv=[str(Path(sys.executable).with_name("sekmet")), "serve", "-c", str(settings)],
+        ready=lambda: _http_ready(f"http://127.0.0.1:{port}/fhir/metadata"),
+    )
+
+
+def plan(options: ServeOptions, data: DataDir) -> tuple[list[list[ChildSpec]], Mapping[str, str], Mapping[str, str]]:
+    """Stages of children, the gateway's routes (path prefix -> base URL) and the services (name -> base URL)."""
+    sock = data.socket_path()
+    broker_url = f"redis+socket://{quote(str(sock))}"
+    names = ["dicom_listener", "dispatcher", "inference_worker", "fhir_writer", "console"]
+    if options.register_patients == "auto":
+        names.append("registration")
+    ports = {name: _free_port() for name in ["ehr", *names]}
+    urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+    public_fhir = f"http://{options.host}:{options.http_port}/fhir"
+
+    def service(name: str, **settings: str) -> ChildSpec:
+        url = urls[name]
+        return ChildSpec(
+            name=name,
+            argv=[sys.executable, "-m", "standalone.registration" if name == "registration" else name],
+            ready=lambda: _http_ready(f"{url}/readyz"),
+            env={
+                "ECHO_LOG_LEVEL": options.log_level,
+                "ECHO_HTTP_HOST": "127.0.0.1",
+                "ECHO_HTTP_PORT": str(ports[name]),
+                "ECHO_BUS_URL": data.database_url("bus"),
+                "ECHO_DATABASE_URL": data.database_url(name),
+                "ECHO_OBJECT_STORE_URL": f"file://{data.objects}",
+                "ECHO_BROKER_URL": broker_url,
+                "ECHO_VISIBILITY_TIMEOUT_S": str(VISIBILITY_TIMEOUT_S),
+                "ECHO_FHIR_BASE_URL": f"{urls['ehr']}/fhir",
+                "ECHO_FHIR_PUBLIC_URL": public_fhir,
+                **settings,
+            },
+            before_start=(
+                (
+                    lambda: log.info(
+                        "tasks given back",
+                        extra={"tasks": valkey.restore_unacknowledged(broker_url, VISIBILITY_TIMEOUT_S)},
+                    )
+                )
+                if name == "inference_worker"
+                else None
+            ),
+        )
+
+    settings: dict[str, dict[str, str]] = {
+        "dicom_listener": {
+            "ECHO_DICOM_HOST": options.host,
+            "ECHO_DICOM_PORT": str(options.dicom_port),
+            "ECHO_AE_TITLE": options.ae_title,
+            "ECHO_QUIET_SECONDS": str(options.quiet_seconds),
+        },
+        "inference_worker": {"ECHO_MODEL": options.model},
+        "fhir_writer": {"ECHO_OUT_OF_DOMAIN": options.out_of_domain},
+        "console": {
+            "ECHO_DICOM_HINT": f"AE title {options.ae_title}, host {options.host}, port {options.dicom_port}",
+        },
+    }
+    servers = [
+        ChildSpec(name="valkey", argv=valkey.server_argv(sock, data.valkey), ready=lambda: valkey.answers(sock)),
+        _ehr_child(data, ports["ehr"], public_fhir),
+    ]
+    # All services start together: each waits by itself for what it needs.
+    services = [service(name, **settings.get(name, {})) for name in names]
+    routes = {
+        "/fhir": urls["ehr"],
+        "/v1/outstanding": urls["dispatcher"],
+        "/v1/deliveries": urls["fhir_writer"],
+        "/": urls["console"],
+    }
+    return [servers, services], routes, {name: urls[name] for name in names}
+
+
+def serve(options: ServeOptions) -> int:
+    """Run everything until SIGTERM or SIGINT; returns the exit status (0 drained, 1 a child failed, 2 wrong settings)."""
+    configure_logging("standalone", options.log_level, log_identifiers=False)
+    data = DataDir(options.data_dir.resolve())
+    try:
+        data.create()
+        lock = data.lock()
+    except (DataDirInUse, OSError) as error:
+        sys.stderr.write(f"cannot serve --data-dir {options.data_dir}: {error}\n")
+        return 2
+    http_socket = claim_port(options.host, options.http_port, "--http-port")
+    claim_port(
+        options.host, options.dicom_port, "--dicom-port"
+    ).close()  # the listener binds it; say so early if it cannot
+    if ended := end_leftovers(data.run):
+        log.warning("ended what a killed supervisor had left", extra={"children": ended})
+
+    clock, stop, ready = SystemClock(), threading.Event(), threading.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: stop.set())
+    stages, routes, services = plan(options, data)
+    server = HttpServer(Gateway(routes, services, ready).app(), http_socket)
+    server.start()
+    supervisor = Supervisor(clock, data.run, data.logs)
+    status = 0
+    try:
+        # In the main thread: the children's parent-death signal follows the thread that started them.
+        supervisor.start(stages, stop)
+        ready.set()
+        base = f"http://{options.host}:{options.http_port}"
+        log.info(
+            "ready",
+            extra={
+                "pid": os.getpid(),
+                "console": f"{base}/",
+                "fhir": f"{base}/fhir",
+                "dicom": f"{options.ae_title}@{options.host}:{options.dicom_port}",
+            },
+        )
+        supervisor.watch(stop)
+    except ChildFailed as error:
+        sys.stderr.write(f"{error}\n")
+        status = 1
+    finally:
+        ready.clear()
+        log.info("stopping")
+        supervisor.stop()
+        server.stop()
+        lock.close()
+        log.info("stopped")
+    return status
