@@ -1,0 +1,55 @@
+"""The decoding rules without any cache or window: each step runs prompt and answer whole, under one explicit mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from echo_model.decoding import DecodingRules, Generation, select
+
+
+@torch.inference_mode()
+def reference_generate(
+    model: Any, ids: torch.Tensor, pixels: torch.Tensor | None, grid: torch.Tensor | None, rules: DecodingRules
+) -> Generation:
+    """Decode one answer with the stock model's own `forward`."""
+    size, prompt = rules.block_length, ids.shape[1]
+    total = -(-(prompt + rules.gen_length) // size) * size
+    sequence = torch.full((1, total), rules.mask_token_id)
+    sequence[:, :prompt] = ids
+    kinds = (sequence == model.config.image_token_id).int()
+    positions, _ = model.model.get_rope_index(sequence, mm_token_type_ids=kinds, image_grid_thw=grid)
+    block = torch.arange(total) // size
+    visible = (block[None, :] <= block[:, None])[None, None]
+    confidences: dict[int, float] = {}
+    steps_of: list[int] = []
+    for start in range(prompt // size * size, total, size):
+        masked = torch.arange(start, start + size) >= prompt
+        steps = 0
+        while masked.any():
+            logits = model(
+                input_ids=sequence,
+                pixel_values=pixels,
+                image_grid_thw=grid,
+                position_ids=positions,
+                attention_mask={"full_attention": visible},
+            ).logits[0, start : start + size]
+            probabilities = logits.softmax(dim=-1)
+            entropy = -(probabilities * probabilities.log()).sum(dim=-1)
+            probabilities[:, rules.mask_token_id] = 0.0
+            confidence, best = probabilities.max(dim=-1)
+            chosen = select(masked, confidence, entropy, rules, steps)
+            for at in chosen.nonzero().flatten().tolist():
+                sequence[0, start + at] = best[at]
+                confidences[start + at] = float(confidence[at])
+            masked &= ~chosen
+            steps += 1
+        steps_of.append(steps)
+        if any(token in rules.eos_token_ids for token in sequence[0, max(start, prompt) : start + size].tolist()):
+            break
+    answer = sequence[0, prompt : start + size].tolist()
+    end = next((at for at, token in enumerate(answer) if token in rules.eos_token_ids), None)
+    kept = answer[: min(rules.gen_length, len(answer) if end is None else end)]
+    values = [confidences[prompt + at] for at in range(len(kept))]
+    return Generation(kept, values, sum(steps_of), steps_of, end is not None and end <= rules.gen_length)

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from echo_model.decoding import (
+    DecodingRules,
+    Generation,
+    RemaskingStrategy,
+    block_diffusion_generate,
+    decode_blocks,
+    prepare_prompt,
+    select,
+)
+from echo_model.errors import SettingsError
+from unit.echo_model.reference_decoding import reference_generate
+from unit.echo_model.tiny_checkpoint import IM_END, IMAGE_PAD, MASK, VOCABULARY, tiny_model
+
+STRATEGIES: tuple[RemaskingStrategy, ...] = (
+    "low_confidence_dynamic",
+    "low_confidence_static",
+    "sequential",
+    "entropy_bounded",
+)
+# query heads, key-value heads, head dimension, layers, tied
+SHAPES = ((4, 4, 16, 2, True), (4, 2, 12, 3, False), (7, 1, 16, 2, True))
+GRIDS = ((1, 4, 4), (1, 4, 6))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def models() -> list[Any]:
+    return [
+        tiny_model(seed, torch.float64, heads=heads, kv_heads=kv, width=width, layers=layers, tied=tied)
+        for seed, (heads, kv, width, layers, tied) in enumerate(SHAPES)
+    ]
+
+
+def make_prompt(seed: int, images: int, length: int) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Random prompt of exactly `length` tokens with images early in it."""
+    draw = torch.Generator().manual_seed(seed)
+    ids = [0]
+    for at in range(images):
+        ids += [2, *[IMAGE_PAD] * (GRIDS[at][1] * GRIDS[at][2] // 4), 3]
+    text = torch.randint(6, 250, (length - len(ids),), generator=draw)
+    whole = torch.cat([torch.tensor(ids), text]).unsqueeze(0)
+    if not images:
+        return whole, None, None
+    grid = torch.tensor(GRIDS[:images])
+    pixels = torch.randn(int(grid.prod(-1).sum()), 3 * 2 * 14 * 14, generator=draw, dtype=torch.float64)
+    return whole, pixels, grid
+
+
+def run(model: Any, prompt: Any, rules: DecodingRules, *, fused: bool) -> Generation:
+    ids, pixels, grid = prompt
+    return block_diffusion_generate(
+        model,
+        ids,
+        pixels,
+        grid,
+        mask_token_id=rules.mask_token_id,
+        eos_token_id=rules.eos_token_ids,
+        block_length=rules.block_length,
+        gen_length=rules.gen_length,
+        denoising_steps=rules.denoising_steps,
+        remasking_strategy=rules.remasking_strategy,
+        confidence_threshold=rules.confidence_threshold,
+        entropy_bound=rules.entropy_bound,
+        fused=fused,
+    )
+
+
+def cases() -> list[tuple[Any, ...]]:
+    """A seeded sample of the product that meets every value of every axis many times."""
+    product = list(itertools.product(range(3), (4, 8, 16), range(16), (0, 1, 2), (1, 2, 3, 4), STRATEGIES))
+    product = [case for case in product if case[2] < case[1]]
+    return random.Random(5).sample(product, 40)
+
+
+@pytest.mark.parametrize(("shape", "block", "remainder", "images", "steps", "strategy"), cases())
+def test_fused_unfused_and_cache_free_decoding_agree_token_for_token(
+    models: list[Any], shape: int, block: int, remainder: int, images: int, steps: int, strategy: Any
+) -> None:
+    model = models[shape]
+    base = -(-(4 + 10 * images) // block) * block
+    prompt = make_prompt(shape * 100 + remainder, images, base + remainder)
+    rules = DecodingRules(
+        MASK, (IM_END,), block, 3 * block, steps, strategy, confidence_threshold=0.3, entropy_bound=2.0
+    )
+    free = reference_generate(model, *prompt, rules)
+    if len(set(free.token_ids)) > 2:
+        # End in the middle: take a token that first appears late in the answer as the end token.
+        late = max(free.token_ids, key=free.token_ids.index)
+        rules = DecodingRules(
+            MASK, (IM_END, late), block, 3 * block, steps, strategy, confidence_threshold=0.3, entropy_bound=2.0
+        )
+        free = reference_generate(model, *prompt, rules)
+        assert late not in free.token_ids
+    for fused in (True, False):
+        got = run(model, prompt, rules, fused=fused)
+        assert got.token_ids == free.token_ids
+        assert got.block_steps == free.block_steps
+        assert got.ended == free.ended
+        assert got.confidences == pytest.approx(free.confidences, abs=1e-6)
+        commits = 0 if fused else len(free.block_steps) - 1
+        assert got.forward_passes == free.forward_passes + commits
+
+
+def test_several_steps_differ_from_one_step_so_the_comparison_means_something(models: list[Any]) -> None:
+    prompt = make_prompt(1, 1, 24)
+    answers = {
+        tuple(run(models[0], prompt, DecodingRules(MASK, (IM_END,), 8, 32, steps, strategy), fused=True).token_ids)
+        for steps, strategy in [(1, "sequential"), (4, "sequential"), (4, "low_confidence_static")]
+    }
+    assert len(answers) == 3
+
+
+def test_the_picture_and_the_prompt_change_the_answer(models: list[Any]) -> None:
+    rules = DecodingRules(MASK, (IM_END,), 8, 16)
+    ids, pixels, grid = make_prompt(1, 1, 24)
+    assert pixels is not None
+    seen = run(models[0], (ids, pixels, grid), rules, fused=True).token_ids
+    assert run(models[0], (ids, -pixels, grid), rules, fused=True).token_ids != seen
+    assert run(models[0], (ids.roll(1, 1), pixels, grid), rules, fused=True).token_ids != seen
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 5])
+def test_one_step_fused_takes_one_pass_per_block_after_the_prompt(models: list[Any], blocks: int) -> None:
+    prompt = make_prompt(3, 1, 16)
+    calls = []
+    hook = models[1].model.language_model.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        got = run(models[1], prompt, DecodingRules(MASK, (IM_END,), 8, 8 * blocks), fused=True)
+    finally:
+        hook.remove()
+    assert len(got.token_ids) == 8 * blocks
+    assert got.forward_passes == blocks
+    assert len(calls) == blocks + 1  # and one for the prompt
+
+
+def test_prompt_shorter_than_a_block_needs_no_prompt_pass(models: list[Any]) -> None:
+    prompt = make_prompt(3, 0, 3)
+    rules = DecodingRules(MASK, (IM_END,), 8, 13)
+    got = run(models[2], prompt, rules, fused=True)
+    assert got.token_ids == reference_generate(models[2], *prompt, rules).token_ids
+    assert got.forward_passes == 2
+
+
+def test_a_block_boundary_inside_a_picture(models: list[Any]) -> None:
+    """The prompt's tail reaches into the picture: its features, not the pad embedding, must open the first block."""
+    _, pixels, grid = make_prompt(3, 1, 20)
+    ids = torch.tensor([[*range(10, 22), 2, *[IMAGE_PAD] * 4, 3, 50]])
+    rules = DecodingRules(MASK, (IM_END,), 16, 20)
+    got = run(models[0], (ids, pixels, grid), rules, fused=True)
+    assert got.token_ids == reference_generate(models[0], ids, pixels, grid, rules).token_ids
+
+
+def test_mask_token_is_never_chosen(models: list[Any]) -> None:
+    model = tiny_model(0, torch.float64, tied=False)
+    with torch.no_grad():
+        rows = torch.full((1, 4), MASK)
+        model.lm_head.weight[MASK] = 10.0 * model.model(input_ids=rows).last_hidden_state[0, 0]
+    prompt = make_prompt(3, 1, 16)
+    with torch.no_grad():
+        direct = model(input_ids=rows).logits.argmax(-1)
+    assert (direct == MASK).any(), "the head must want the mask token for this test to mean something"
+    got = run(model, prompt, DecodingRules(MASK, (IM_END,), 8, 32), fused=True)
+    assert MASK not in got.token_ids
+    assert len(got.token_ids) == 32
+
+
+def test_streaming_gives_the_same_tokens_block_by_block(models: list[Any]) -> None:
+    prompt = make_prompt(3, 1, 19)
+    rules = DecodingRules(MASK, (IM_END,), 8, 24)
+    blocks = list(decode_blocks(models[0], prepare_prompt(models[0], *prompt), rules))
+    assert [len(block.token_ids) for block in blocks] == [5, 8, 8, 3]
+    assert [token for block in blocks for token in block.token_ids] == run(
+        models[0], prompt, rules, fused=True
+    ).token_ids
+
+
+def test_float32_with_either_attention_gives_the_float64_tokens(models: list[Any]) -> None:
+    prompt = make_prompt(3, 1, 19)
+    rules = DecodingRules(MASK, (IM_END,), 8, 24)
+    wanted = run(models[0], prompt, rules, fused=True).token_ids
+    ids, pixels, grid = prompt
+    assert pixels is not None
+    for attention in ("sdpa", "eager"):
+        model = tiny_model(0, torch.float32, kv_heads=4)
+        model.set_attn_implementation(attention)
+        assert run(model, (ids, pixels.float(), grid), rules, fused=True).token_ids == wanted
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"block_length": 0},
+        {"gen_length": 0},
+        {"denoising_steps": 0},
+        {"denoising_steps": 9},
+        {"remasking_strategy": "best"},
+        {"confidence_threshold": 1.5},
+        {"eos_token_ids": ()},
+        {"eos_token_ids": (MASK,)},
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    good: dict[str, Any] = {"mask_token_id": MASK, "eos_token_ids": (IM_END,), "block_length": 8, "gen_length": 8}
+    with pytest.raises(SettingsError, match=next(iter(wrong)).split("_")[0].replace("eos", "end")):
+        DecodingRules(**(good | wrong))
+
+
+def test_batches_and_mismatched_images_are_refused(models: list[Any]) -> None:
+    ids, pixels, grid = make_prompt(3, 1, 19)
+    with pytest.raises(SettingsError, match="one prompt"):
+        prepare_prompt(models[0], ids.expand(2, -1), pixels, grid)
+    with pytest.raises(SettingsError, match="no image was given"):
+        prepare_prompt(models[0], ids, None, None)
+    with pytest.raises(SettingsError, match="image tokens"):
+        prepare_prompt(models[0], ids[:, 4:], pixels, grid)
+
+
+def chosen(strategy: Any, confidence: list[float], masked: list[bool], step: int = 0, steps: int = 2) -> list[int]:
+    rules = DecodingRules(MASK, (IM_END,), len(masked), 8, steps, strategy, confidence_threshold=0.8, entropy_bound=1.0)
+    entropy = -torch.tensor(confidence).log()
+    got = select(torch.tensor(masked), torch.tensor(confidence), entropy, rules, step)
+    return [int(at) for at in got.nonzero().flatten()]
+
+
+ALL = [True] * 4
+
+
+def test_which_tokens_each_strategy_fixes() -> None:
+    assert chosen("sequential", [0.1, 0.2, 0.9, 0.9], ALL) == [0, 1]
+    assert chosen("sequential", [0.1, 0.2, 0.9, 0.9], [False, True, True, True]) == [1, 2]
+    assert chosen("low_confidence_static", [0.9, 0.95, 0.99, 0.2], ALL) == [1, 2]
+    assert chosen("low_confidence_dynamic", [0.9, 0.95, 0.99, 0.2], ALL) == [0, 1, 2]
+    assert chosen("low_confidence_dynamic", [0.8, 0.8, 0.99, 0.2], ALL) == [0, 2], "threshold is strict, quota fills up"
+    assert chosen("low_confidence_dynamic", [0.9, 0.9, 0.1, 0.2], [False, False, True, True]) == [2, 3]
+    assert chosen("entropy_bounded", [0.9, 0.6, 0.7, 0.2], ALL, steps=4) == [0, 1, 2]
+    assert chosen("entropy_bounded", [0.1, 0.2, 0.3, 0.1], ALL, steps=4) == [2], "at least one token a step"
+    for strategy in STRATEGIES:
+        assert chosen(strategy, [0.1, 0.2, 0.3, 0.1], ALL, step=1) == [0, 1, 2, 3], "the last step leaves nothing"
+
+
+def test_uneven_steps_give_the_first_ones_more() -> None:
+    assert chosen("sequential", [0.5] * 4, ALL, step=0, steps=3) == [0, 1]
+    assert chosen("sequential", [0.5] * 4, [False, False, True, True], step=1, steps=3) == [2]
+
+
+def test_the_vocabulary_of_the_tests_holds_all_special_tokens() -> None:
+    assert max(IM_END, IMAGE_PAD, MASK) < VOCABULARY
