@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import alembic.command
 import alembic.config
@@ -23,12 +24,16 @@ def is_transient(error: BaseException) -> bool:
 
 
 class Database:
-    """Transactions on one database. `url` as SQLAlchemy writes it: `sqlite:///...` or `postgresql+psycopg://...`."""
+    """Transactions on one database. `url` as SQLAlchemy writes it: `sqlite:///...` or `postgresql+psycopg://...`.
 
-    def __init__(self, url: str) -> None:
+    `synchronous` is SQLite's: with FULL a commit is on disk when it returns, with NORMAL the last ones may be lost by a
+    power cut (never by the death of the process).
+    """
+
+    def __init__(self, url: str, *, synchronous: Literal["FULL", "NORMAL"] = "FULL") -> None:
         parsed = sa.make_url(url)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
-        self.engine = _sqlite_engine(parsed) if self.is_sqlite else _postgresql_engine(parsed)
+        self.engine = _sqlite_engine(parsed, synchronous) if self.is_sqlite else _postgresql_engine(parsed)
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
@@ -62,7 +67,7 @@ class Database:
         self.engine.dispose()
 
 
-def _sqlite_engine(url: sa.URL) -> Engine:
+def _sqlite_engine(url: sa.URL, synchronous: str) -> Engine:
     engine = sa.create_engine(url, connect_args={"timeout": 30.0}, pool_size=10, max_overflow=20)
 
     @sa.event.listens_for(engine, "connect")
@@ -70,7 +75,7 @@ def _sqlite_engine(url: sa.URL) -> Engine:
         # The driver's own transaction control would open transactions late and without a write lock.
         connection.isolation_level = None
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")  # a commit is on disk when it returns
+        connection.execute(f"PRAGMA synchronous={synchronous}")
         connection.execute("PRAGMA foreign_keys=ON")
 
     @sa.event.listens_for(engine, "begin")

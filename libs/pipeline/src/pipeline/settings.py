@@ -48,6 +48,9 @@ class BusSettings(BaseSettings):
     bus_session_timeout_s: float = Field(
         6.0, ge=1, le=300, description="A group member silent for this long loses its partitions."
     )
+    bus_retention_days: int = Field(
+        14, ge=1, le=3650, description="The embedded log deletes events that are older and that every group has consumed; Kafka has its own setting."
+    )
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="How brokers are spoken to."
     )
