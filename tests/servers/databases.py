@@ -1,0 +1,70 @@
+"""Room of one's own on a shared server, given back afterwards. Several test runs may go on at the same time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+
+import psycopg
+import redis
+from kafka import KafkaAdminClient
+from psycopg import sql
+
+from servers import env
+
+REDIS_DATABASES = 256
+"""As scripts/services/servers.sh configures it."""
+LEASE_S = 3600
+"""A Redis database of a test run that was killed is free again after this long."""
+
+
+@contextlib.contextmanager
+def postgres_database() -> Iterator[str]:
+    """A new, empty database; dropped afterwards, even if a connection was left open."""
+    base, _, _ = env.postgres_url().rpartition("/")
+    name = f"test_{uuid.uuid4().hex[:16]}"
+    maintenance = env.postgres_url().replace("postgresql+psycopg://", "postgresql://", 1)
+    with psycopg.connect(maintenance, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    try:
+        yield f"{base}/{name}"
+    finally:
+        with psycopg.connect(maintenance, autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@contextlib.contextmanager
+def redis_database() -> Iterator[str]:
+    """A database number that nobody else uses, emptied before and after. Database 0 keeps who has which one."""
+    server = redis.Redis.from_url(f"{env.redis_url()}/0")
+    mine = f"{os.getpid()}-{uuid.uuid4().hex}"
+    number = next((n for n in range(1, REDIS_DATABASES) if server.set(f"lease:{n}", mine, nx=True, ex=LEASE_S)), None)
+    if number is None:
+        raise RuntimeError("every Redis database is in use by a test")
+    url = f"{env.redis_url()}/{number}"
+    try:
+        with redis.Redis.from_url(url) as database:
+            database.flushdb()
+            yield url
+            database.flushdb()
+    finally:
+        server.delete(f"lease:{number}")
+        server.close()
+
+
+@contextlib.contextmanager
+def kafka_topics_removed(bootstrap: str) -> Iterator[str]:
+    """A prefix for topic names; the topics that start with it are deleted afterwards."""
+    prefix = f"t{uuid.uuid4().hex[:10]}."
+    try:
+        yield prefix
+    finally:
+        admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+        try:
+            topics = [topic for topic in admin.list_topics() if topic.startswith(prefix)]
+            if topics:
+                admin.delete_topics(topics)
+        finally:
+            admin.close()
