@@ -77,7 +77,7 @@ class HttpServer:
         self._sock = sock
         self.port: int = sock.getsockname()[1]
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=3, ws="none"
+            app, log_config=None, access_log=False, loop="asyncio", timeout_graceful_shutdown=3, ws="none"
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)

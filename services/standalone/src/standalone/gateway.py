@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Iterable, Mapping
 
@@ -45,8 +46,14 @@ class Gateway:
                 Route("/readyz", self._readyz),
                 Route("/metrics", self._metrics),
                 Route("/{path:path}", self._forward, methods=_METHODS),
-            ]
+            ],
+            lifespan=self._lifespan,
         )
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        async with self._client, self._health:
+            yield
 
     async def _healthz(self, _request: Request) -> Response:
         return JSONResponse({"status": "ok"})

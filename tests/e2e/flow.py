@@ -1,0 +1,273 @@
+"""The whole flow under test, in both modes behind the same few calls."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import httpx
+import pydicom
+import sqlalchemy as sa
+from pydicom.uid import UID
+from pynetdicom import AE
+from servers import env
+
+PYTHON = sys.executable
+AE_TITLE = "ECHO"
+QUIET_SECONDS = 2.0
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def wait_until[T](what: str, ask: Callable[[], T], timeout_s: float = 120.0, every_s: float = 0.2) -> T:
+    """Return the first true answer; fails with the last one."""
+    deadline = time.monotonic() + timeout_s
+    answer: T | str = "nothing"
+    while time.monotonic() < deadline:
+        try:
+            answer = ask()
+            if answer:
+                return answer  # type: ignore[return-value]
+        except (httpx.HTTPError, OSError) as error:
+            answer = type(error).__name__
+        time.sleep(every_s)
+    raise AssertionError(f"not within {timeout_s:.0f} s: {what}; last answer: {answer!r}")
+
+
+class Flow(Protocol):
+    """A running system."""
+
+    dicom_port: int
+    console_url: str
+    fhir_url: str
+
+    def sigkill(self, service: str) -> None:
+        """SIGKILL the process and see to it that it runs again."""
+
+    def register(self, patient_id: str, birth_date: str, sex: str) -> None:
+        """Make the patient known to the EHR, as the hospital's registration does."""
+
+
+class EmbeddedFlow:
+    """`python -m standalone serve`; the supervisor restarts what dies."""
+
+    def __init__(self, folder: Path, *args: str, env: dict[str, str] | None = None) -> None:
+        self.folder = folder
+        self.dicom_port, self.http_port = free_port(), free_port()
+        self.console_url = f"http://127.0.0.1:{self.http_port}"
+        self.fhir_url = f"{self.console_url}/fhir"
+        self._args = args
+        self._env = env or {}
+        self.process = self.start()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder.parent / f"{self.folder.name}.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [PYTHON, "-m", "standalone", "serve", "--data-dir", str(self.folder), "--dicom-port", str(self.dicom_port),
+                 "--http-port", str(self.http_port), "--quiet-seconds", str(QUIET_SECONDS), *self._args],
+                stdout=log, stderr=log, env={**os.environ, **self._env},
+            )  # fmt: skip
+        return self.process
+
+    def wait_ready(self) -> None:
+        def ready() -> bool:
+            assert self.process.poll() is None, (self.folder.parent / f"{self.folder.name}.log").read_text()[-3000:]
+            return httpx.get(f"{self.console_url}/readyz", timeout=10).status_code == 200
+
+        wait_until("everything ready", ready, 120)
+
+    def pid(self, service: str) -> int:
+        return int(json.loads((self.folder / "run" / f"{service}.pid.json").read_text())["pid"])
+
+    def sigkill(self, service: str) -> None:
+        os.kill(self.pid(service), signal.SIGKILL)
+
+    def register(self, patient_id: str, birth_date: str, sex: str) -> None:
+        """The embedded registration does it when the study completes."""
+
+    def stop(self) -> None:
+        self.process.terminate()
+        assert self.process.wait(60) == 0
+
+
+class ClusterFlow:
+    """Each service its own process on Kafka, Redis, PostgreSQL and HAPI FHIR; the harness plays Kubernetes."""
+
+    def __init__(self, folder: Path, redis_url: str, topic_prefix: str) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.dicom_port = free_port()
+        self.fhir_url = env.hapi_url()
+        self._ports = {name: free_port() for name in self.SERVICES}
+        self.console_url = f"http://127.0.0.1:{self._ports['console']}"
+        self._postgres = sa.make_url(env.postgres_url())
+        self._run = uuid.uuid4().hex[:8]
+        self._databases = {name: f"e2e_{self._run}_{name}" for name in self.SERVICES if name != "inference_worker"}
+        with self._admin() as connection:
+            for database in self._databases.values():
+                connection.execute(sa.text(f'CREATE DATABASE "{database}"'))
+        self._common = {
+            "ECHO_BUS_URL": f"kafka://{env.kafka_bootstrap()}",
+            "ECHO_BUS_TOPIC_PREFIX": topic_prefix,
+            "ECHO_OBJECT_STORE_URL": f"file://{folder}/objects",
+            "ECHO_BROKER_URL": redis_url,
+            "ECHO_FHIR_BASE_URL": self.fhir_url,
+            "ECHO_DICOM_HOST": "127.0.0.1",
+            "ECHO_DICOM_PORT": str(self.dicom_port),
+            "ECHO_AE_TITLE": AE_TITLE,
+            "ECHO_QUIET_SECONDS": str(QUIET_SECONDS),
+            # Short, so that a killed worker's tasks come back within the test.
+            "ECHO_REQUEST_DEADLINE_S": "20",
+            "ECHO_WATCHDOG_LIMIT_S": "25",
+            "ECHO_TERMINATION_GRACE_S": "30",
+            "ECHO_VISIBILITY_TIMEOUT_S": "35",
+        }
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        for name in self.SERVICES:
+            self.start(name)
+
+    SERVICES = ("dicom_listener", "dispatcher", "inference_worker", "fhir_writer", "console")
+
+    @contextlib.contextmanager
+    def _admin(self) -> Iterator[sa.Connection]:
+        engine = sa.create_engine(self._postgres, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+        with engine.connect() as connection:
+            yield connection
+        engine.dispose()
+
+    def start(self, name: str) -> None:
+        env = {**os.environ, **self._common, "ECHO_HTTP_HOST": "127.0.0.1", "ECHO_HTTP_PORT": str(self._ports[name])}
+        if name in self._databases:
+            env["ECHO_DATABASE_URL"] = self._postgres.set(database=self._databases[name]).render_as_string(
+                hide_password=False
+            )
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen([PYTHON, "-m", name], stdout=log, stderr=log, env=env)
+
+    def wait_ready(self) -> None:
+        for name, port in self._ports.items():
+
+            def ready(name: str = name, port: int = port) -> bool:
+                assert self.processes[name].poll() is None, (self.folder / f"{name}.log").read_text()[-3000:]
+                return httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=10).status_code == 200
+
+            wait_until(f"{name} ready", ready, 120)
+
+    def sigkill(self, service: str) -> None:
+        self.processes[service].kill()
+        self.processes[service].wait()
+        self.start(service)
+
+    def register(self, patient_id: str, birth_date: str, sex: str) -> None:
+        system = "urn:echo-cxr:patient-id"
+        patient = {
+            "resourceType": "Patient",
+            "identifier": [{"system": system, "value": patient_id}],
+            "birthDate": birth_date,
+            "gender": {"M": "male", "F": "female", "O": "other"}[sex],
+        }
+        answer = httpx.post(
+            f"{self.fhir_url}/Patient",
+            json=patient,
+            headers={
+                "content-type": "application/fhir+json",
+                "if-none-exist": f"identifier={quote(system)}|{patient_id}",
+            },
+            timeout=60,
+        )
+        assert answer.status_code in (200, 201), answer.text
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.terminate()
+        statuses = {name: process.wait(90) for name, process in self.processes.items()}
+        with self._admin() as connection:
+            for database in self._databases.values():
+                connection.execute(sa.text(f'DROP DATABASE "{database}" WITH (FORCE)'))
+        assert set(statuses.values()) == {0}, statuses
+
+
+class Study:
+    """One study of one patient, made of a phantom, with identifiers of this run."""
+
+    def __init__(self, template: Path, run: str, number: int) -> None:
+        ds = pydicom.dcmread(template)
+        self.patient_id = f"E2E-{run}-{number}"
+        self.accession = f"A{run}{number:03d}"
+        self.uid = str(UID(f"2.25.{uuid.uuid4().int}"))
+        ds.PatientID, ds.AccessionNumber, ds.StudyInstanceUID = self.patient_id, self.accession, self.uid
+        ds.PatientName = f"PHANTOM^{number}"
+        self.birth_date = f"{ds.PatientBirthDate[:4]}-{ds.PatientBirthDate[4:6]}-{ds.PatientBirthDate[6:8]}"
+        self.sex = str(ds.PatientSex)
+        ds.SeriesInstanceUID = f"2.25.{uuid.uuid4().int}"
+        self._ds = ds
+
+    def image(self) -> pydicom.Dataset:
+        """Another image of the study, of its own SOP Instance UID."""
+        ds = pydicom.Dataset(self._ds)
+        ds.SOPInstanceUID = f"2.25.{uuid.uuid4().int}"
+        ds.file_meta = pydicom.dataset.FileMetaDataset(self._ds.file_meta)
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+        return ds
+
+    def file(self, folder: Path) -> Path:
+        path = folder / f"{uuid.uuid4().hex}.dcm"
+        self.image().save_as(path, enforce_file_format=True)
+        return path
+
+
+def send(ds: pydicom.Dataset, port: int) -> int:
+    """C-STORE by pynetdicom; returns the status (as a PACS would see it), 0xFFFF for none."""
+    ae = AE(ae_title="MODALITY")
+    ae.add_requested_context(ds.SOPClassUID, ds.file_meta.TransferSyntaxUID)
+    assoc = ae.associate("127.0.0.1", port, ae_title=AE_TITLE)
+    if not assoc.is_established:
+        return 0xFFFF
+    status = assoc.send_c_store(ds)
+    assoc.release()
+    return int(status.Status) if "Status" in status else 0xFFFF
+
+
+def study_of(flow: Flow, uid: str) -> dict[str, Any]:
+    answer = httpx.get(f"{flow.console_url}/api/studies/{uid}", timeout=10)
+    return answer.json() if answer.status_code == 200 else {}
+
+
+def wait_delivered(flow: Flow, uid: str, version: int = 1, timeout_s: float = 120.0) -> dict[str, Any]:
+    def delivered() -> dict[str, Any] | None:
+        study = study_of(flow, uid)
+        assert study.get("state") not in ("failed", "skipped", "parked"), study.get("reason")
+        return study if study.get("state") == "delivered" and study["version"] == version else None
+
+    result = wait_until(f"version {version} of the study delivered", delivered, timeout_s)
+    assert result is not None
+    return result
+
+
+def reports_of(flow: Flow, patient_id: str) -> list[dict[str, Any]]:
+    """All DiagnosticReports of the patient at the FHIR server."""
+    answer = httpx.get(
+        f"{flow.fhir_url}/DiagnosticReport",
+        params={"subject:Patient.identifier": f"urn:echo-cxr:patient-id|{patient_id}", "_count": "50"},
+        headers={"cache-control": "no-cache"},
+        timeout=30,
+    )
+    assert answer.status_code == 200, answer.text
+    return [entry["resource"] for entry in answer.json().get("entry", [])]
