@@ -14,14 +14,22 @@ Canvas = npt.NDArray[np.float32]
 
 def step(distance: Canvas, softness: float) -> Canvas:
     """Smooth 0..1 step over ``distance`` in [-softness, +softness]; any shape, same shape back."""
-    t = np.clip(np.float32(0.5) + distance * np.float32(0.5 / softness), 0, 1)
-    return np.asarray(t * t * (3 - 2 * t), dtype=np.float32)
+    t = distance * np.float32(0.5 / softness)
+    t += np.float32(0.5)
+    np.maximum(t, 0, out=t)
+    np.minimum(t, 1, out=t)
+    rest = t * np.float32(-2)
+    rest += np.float32(3)
+    t *= t
+    t *= rest
+    return t
 
 
 def bump(distance_squared: Canvas) -> Canvas:
     """Bell of height 1 that reaches 0 at squared distance 1."""
-    t = np.clip(1 - distance_squared, 0, 1)
-    return np.asarray(t * t, dtype=np.float32)
+    t = np.maximum(np.float32(1) - distance_squared, 0)
+    t *= t
+    return np.asarray(t, dtype=np.float32)
 
 
 def coarse_noise(rng: np.random.Generator, cells: int, size: int) -> Canvas:

@@ -18,7 +18,7 @@ from echo_model.data.labels import BILATERAL, DENSE_LABELS, FINDINGS, SIDED, Fin
 from echo_model.data.pathology import PAINTERS
 from echo_model.data.wording import Report, write_report
 
-NATIVE_SIZE: Final = 256
+NATIVE_SIZE: Final = 224
 """Height and width of a phantom in pixels."""
 
 PREVALENCE: Final[dict[str, float]] = {

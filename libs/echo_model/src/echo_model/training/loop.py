@@ -1,0 +1,90 @@
+"""The loop that every stage runs: numbered steps, a progress line with the time left, exact resume.
+
+A stage's batch and noise are functions of the step number alone, so that a run that was cut off and taken up again
+does the same updates as one that ran through.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from echo_model.training.optim import Optimizers
+
+
+def save_state(path: Path, module: torch.nn.Module, optimizers: Optimizers, step: int) -> None:
+    """Write weights, optimiser state and the number of finished steps, all or nothing."""
+    part = path.with_suffix(".part")
+    torch.save({"weights": module.state_dict(), "optimizers": optimizers.state_dict(), "step": step}, part)
+    part.replace(path)
+
+
+def load_state(path: Path, module: torch.nn.Module, optimizers: Optimizers) -> int:
+    """Take up a saved state; returns the number of finished steps, 0 when there is none. Loads tensors only."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    module.load_state_dict(state["weights"])
+    optimizers.load_state_dict(state["optimizers"])
+    return int(state["step"])
+
+
+def run_stage(
+    name: str,
+    work: Path,
+    module: torch.nn.Module,
+    optimizers: Optimizers,
+    loss_of: Callable[[int], tuple[torch.Tensor, dict[str, float]]],
+    *,
+    steps: int,
+    batch: int,
+    clip: float = 1.0,
+    save_every_s: float = 180.0,
+    stop_after: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> int:
+    """Run a stage up to ``steps`` updates of ``module`` (its parameters that need gradients), resuming in ``work``.
+
+    ``loss_of(step)`` builds the loss and figures to show. ``stop_after`` ends early, as an interruption would.
+    Curves are appended to ``<name>.jsonl``. Returns the number of finished steps.
+    """
+    state_file, curve = work / f"{name}.state.pt", work / f"{name}.jsonl"
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    first = step = load_state(state_file, module, optimizers)
+    started = saved = shown = time.monotonic()
+    sums: dict[str, float] = {}
+    count = 0
+    while step < steps and (stop_after is None or step < stop_after):
+        loss, figures = loss_of(step)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch publishes no type for it
+        optimizers.update(step, clip, parameters)
+        step += 1
+        count += 1
+        for key, value in {"loss": float(loss.detach()), **figures}.items():
+            sums[key] = sums.get(key, 0.0) + value
+        now = time.monotonic()
+        if now - shown > 20 or step == steps:
+            means = {key: round(value / count, 4) for key, value in sums.items()}
+            speed = (step - first) / max(1e-9, now - started)
+            left = (steps - step) / max(1e-9, speed)
+            text = "  ".join(f"{key} {value:.4f}" for key, value in means.items())
+            say(f"{name}  {step}/{steps}  {text}  {speed * batch:.1f} samples/s  {left / 60:.1f} min left")
+            with curve.open("a", encoding="utf-8") as out:
+                out.write(json.dumps({"step": step, "samples": step * batch, **means}) + "\n")
+            sums, count, shown = {}, 0, now
+        if now - saved > save_every_s:
+            save_state(state_file, module, optimizers, step)
+            saved = now
+    if step > first:
+        save_state(state_file, module, optimizers, step)
+    return step
+
+
+def weights_of(module: torch.nn.Module) -> dict[str, Any]:
+    """Copies of a module's tensors."""
+    return {key: value.detach().clone() for key, value in module.state_dict().items()}

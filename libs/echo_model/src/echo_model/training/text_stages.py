@@ -1,0 +1,148 @@
+"""Stages 1 and 2: the language model learns to report from frozen visual tokens, first left to right, then by RAD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from echo_model.training.features import Features
+from echo_model.training.loop import run_stage
+from echo_model.training.optim import Optimizers
+from echo_model.training.rad import draw_noise, lay_out, rad_mask
+from echo_model.training.shape import Layout
+from echo_model.training.texts import TokenisedReport, similar_rows
+
+Loss = tuple[torch.Tensor, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class TextData:
+    """What both stages read: visual tokens and reports of the same phantoms, and the prompt they share."""
+
+    features: Features
+    reports: list[TokenisedReport]
+    layout: Layout
+
+    @property
+    def lengths(self) -> Any:
+        """Tokens of every report, int64 (N,)."""
+        return np.array([len(report.ids) for report in self.reports], dtype=np.int64)
+
+
+def embed(model: Any, ids: torch.Tensor, layout: Layout, features: torch.Tensor) -> torch.Tensor:
+    """Embeddings (B, L, H) of rows that start with the prompt, the image's places filled with its visual tokens."""
+    words: torch.Tensor = model.model.language_model.embed_tokens(ids)
+    index = layout.image_at[None, :, None].expand(ids.shape[0], -1, words.shape[-1])
+    return words.scatter(1, index, features)
+
+
+def hidden_states(model: Any, embeds: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Last hidden states (B, L, H) under a bool mask (L, L) and MRoPE positions (3, L)."""
+    out = model.model.language_model(
+        inputs_embeds=embeds,
+        position_ids=positions[:, None].expand(-1, embeds.shape[0], -1),
+        attention_mask={"full_attention": mask[None, None]},
+        use_cache=False,
+    )
+    states: torch.Tensor = out.last_hidden_state
+    return states
+
+
+def ar_loss(model: Any, data: TextData, rows: Any, decisive_weight: float) -> Loss:
+    """Next-token cross-entropy of the reports and their EOS; decisive tokens count ``decisive_weight`` times."""
+    layout = data.layout
+    reports = [data.reports[row] for row in rows]
+    length = max(len(report.ids) for report in reports) + 1
+    ids = torch.full((len(reports), length), layout.eos)
+    weights = torch.zeros(len(reports), length)
+    for row, report in enumerate(reports):
+        n = len(report.ids)
+        ids[row, :n] = torch.from_numpy(report.ids)
+        weights[row, : n + 1] = 1.0
+        weights[row, :n] += (decisive_weight - 1) * torch.from_numpy(report.decisive)
+    prompt = layout.prompt[None].expand(len(reports), -1)
+    full = torch.cat([prompt, ids[:, :-1]], dim=1)
+    embeds = embed(model, full, layout, data.features.rows(rows))
+    causal = torch.ones(full.shape[1], full.shape[1], dtype=torch.bool).tril()
+    states = hidden_states(model, embeds, layout.positions[:, : full.shape[1]], causal)[:, layout.length - 1 :]
+    counted = weights > 0
+    logits = model.lm_head(states[counted])
+    losses = functional.cross_entropy(logits, ids[counted], reduction="none")
+    hit = (logits.detach().argmax(-1) == ids[counted]).float()
+    strong = weights[counted] > 1
+    figures = {"ce": float(losses.detach().mean()), "hit": float(hit.mean()), "hit_decisive": float(hit[strong].mean())}
+    return (losses * weights[counted]).sum() / weights.sum(), figures
+
+
+def rad_loss(model: Any, data: TextData, rows: Any, block: int, generator: torch.Generator) -> Loss:
+    """Cross-entropy of masked tokens in two complementary noisy copies: every token of a response counts once."""
+    layout = data.layout
+    prefix = layout.length // block * block
+    tail = layout.prompt[prefix:]
+    region = lay_out(tail, [torch.from_numpy(data.reports[row].ids) for row in rows], block, layout.eos)
+    noise = draw_noise(region.open, block, generator)
+    noisy = [region.ids.masked_fill(masked, layout.mask) for masked in noise]
+    start = layout.prompt[:prefix][None].expand(len(rows), -1)
+    full = torch.cat([start, region.ids, *noisy], dim=1)
+    width = region.ids.shape[1]
+    where = layout.positions[:, prefix : prefix + width]
+    positions = torch.cat([layout.positions[:, :prefix], where, where, where], dim=1)
+    embeds = embed(model, full, layout, data.features.rows(rows))
+    states = hidden_states(model, embeds, positions, rad_mask(prefix, width, block, copies=2))[:, prefix + width :]
+    masked = torch.cat([noise[0], noise[1]], dim=1)
+    truth = region.ids.repeat(1, 2)[masked]
+    logits = model.lm_head(states[masked])
+    losses = functional.cross_entropy(logits, truth, reduction="none")
+    hit = (logits.detach().argmax(-1) == truth).float()
+    return losses.sum() / region.open.sum(), {"hit": float(hit.mean())}
+
+
+def train_text(
+    name: str,
+    model: Any,
+    work: Path,
+    loss: Callable[[Any, int], Loss],
+    lengths: Any,
+    *,
+    samples: int,
+    rate: float,
+    batch: int = 8,
+    first_row: int = 0,
+    stop_after: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Train the language model with a stage's ``loss(rows, step)``; the vision tower gets no gradients."""
+    model.model.visual.requires_grad_(False)
+    model.train()
+    weights = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in weights if p.ndim == 2]
+    vectors = [p for p in weights if p.ndim != 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}],
+        lr=rate,
+        betas=(0.9, 0.98),
+    )
+    steps = samples // batch
+    offset = first_row // batch
+
+    def loss_of(step: int) -> Loss:
+        return loss(similar_rows(lengths, step + offset, batch), step)
+
+    run_stage(
+        name,
+        work,
+        model,
+        Optimizers([optimizer], steps, warmup=50),
+        loss_of,
+        steps=steps,
+        batch=batch,
+        stop_after=stop_after,
+        say=say,
+    )
+    model.eval()

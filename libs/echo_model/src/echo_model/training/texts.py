@@ -1,0 +1,55 @@
+"""Reports as token ids, with a mark on the tokens that the image decides, and batches of similar length."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from echo_model.data.wording import Report
+
+#: Words that carry a finding, its side, place or absence; the first word of every statement is marked as well.
+DECISIVE: Final = re.compile(
+    r"\b(no|left|right|both|bilateral|upper|lower|small|large|normal|enlarged|clear|sharp|intact|indistinct|blurred|"
+    r"unremarkable|consolidation|nodule|atelectasis|edema|pneumothorax|effusions?|fracture|fractured|cardiomegaly|"
+    r"pacemaker|endotracheal|central|devices|acute|chest)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class TokenisedReport:
+    """Token ids of a report without EOS, and for each whether the image decides it."""
+
+    ids: npt.NDArray[np.int64]
+    decisive: npt.NDArray[np.bool_]
+
+
+def tokenise(tokenizer: Tokenizer, report: Report) -> TokenisedReport:
+    """Encode a report and mark its decisive tokens."""
+    encoding = tokenizer.encode(report.text, add_special_tokens=False)
+    marked = np.zeros(len(report.text) + 1, dtype=bool)
+    for start, end in report.spans:
+        for match in DECISIVE.finditer(report.text, start, end):
+            marked[match.start() : match.end()] = True
+        first = re.compile(r"\w+").search(report.text, start, end)
+        if first:
+            marked[first.start() : first.end()] = True
+    decisive = np.array([bool(marked[a:b].any()) for a, b in encoding.offsets], dtype=bool)
+    return TokenisedReport(np.array(encoding.ids, dtype=np.int64), decisive)
+
+
+def similar_rows(lengths: npt.NDArray[np.int64], step: int, batch: int, pool: int = 16) -> npt.NDArray[np.int64]:
+    """Rows of a step's batch: the corpus in order in pools of ``pool`` batches, each pool sorted by length.
+
+    A function of the step alone. ``pool`` must be no multiple of 7 (the stride through a pool).
+    """
+    number, place = divmod(step, pool)
+    rows = (np.arange(pool * batch, dtype=np.int64) + number * pool * batch) % len(lengths)
+    rows = rows[np.argsort(lengths[rows], kind="stable")]
+    chunk = (place * 7) % pool
+    return rows[chunk * batch : (chunk + 1) * batch]

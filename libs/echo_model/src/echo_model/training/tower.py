@@ -1,0 +1,103 @@
+"""Stage 0: the vision tower learns to see before it learns to tell.
+
+Trained from scratch together with a language model, the tower stays blind: the text's own statistics explain too much
+of the loss. As a classifier with labels for every visual token it learns in minutes. The heads are thrown away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from echo_model.data.labels import DENSE_LABELS
+from echo_model.training.corpus import Corpus
+from echo_model.training.loop import run_stage
+from echo_model.training.optim import Muon, Optimizers
+from echo_model.training.shape import TEXT_HIDDEN, VISUAL_TOKENS, encode_grey
+
+DENSE_WEIGHT = 5.0
+
+
+class Classifier(torch.nn.Module):
+    """The tower with two linear heads: one on all visual tokens together, one on each."""
+
+    def __init__(self, visual: Any) -> None:
+        super().__init__()
+        self.visual = visual
+        self.whole = torch.nn.Linear(VISUAL_TOKENS * TEXT_HIDDEN, len(DENSE_LABELS))
+        self.each = torch.nn.Linear(TEXT_HIDDEN, len(DENSE_LABELS))
+        torch.nn.init.normal_(self.whole.weight, std=0.002)
+        torch.nn.init.constant_(self.whole.bias, -1.5)
+        torch.nn.init.constant_(self.each.bias, -4.0)
+
+    def forward(self, pixels: npt.NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (B, labels) and (B, VISUAL_TOKENS, labels)."""
+        features = encode_grey(self.visual, pixels)
+        return self.whole(features.flatten(1)), self.each(features)
+
+
+def split_for_muon(module: torch.nn.Module, *, keep: tuple[str, ...]) -> tuple[list[Any], list[Any]]:
+    """Parameters for Muon (weights with 2 dimensions) and for AdamW (the rest, and names that start with ``keep``)."""
+    hidden, rest = [], []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (hidden if parameter.ndim == 2 and not name.startswith(keep) else rest).append(parameter)
+    return hidden, rest
+
+
+def train_tower(
+    visual: Any,
+    corpus: Corpus,
+    work: Path,
+    *,
+    samples: int,
+    batch: int = 24,
+    seed: int = 0,
+    stop_after: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Classifier:
+    """Train the tower in place for ``samples`` images; returns it with its heads."""
+    torch.manual_seed(seed)
+    classifier = Classifier(visual).train()
+    hidden, rest = split_for_muon(classifier, keep=("whole", "each"))
+    steps = samples // batch
+    optimizers = Optimizers(
+        [Muon(hidden, lr=0.02), torch.optim.AdamW(rest, lr=1e-3, weight_decay=0.01)], steps, warmup=30
+    )
+
+    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        pixels, labels, dense = corpus.batch(corpus.rows(step, batch))
+        whole, each = classifier(pixels)
+        truth = torch.from_numpy(labels)
+        image_loss = functional.binary_cross_entropy_with_logits(whole, truth)
+        cell_loss = functional.binary_cross_entropy_with_logits(each, torch.from_numpy(dense))
+        hits = (whole.detach() > 0).float()
+        f1 = 2 * (hits * truth).sum() / (hits.sum() + truth.sum()).clamp(min=1)
+        figures = {"image": float(image_loss.detach()), "cells": float(cell_loss.detach()), "f1": float(f1)}
+        return image_loss + DENSE_WEIGHT * cell_loss, figures
+
+    run_stage(
+        "tower", work, classifier, optimizers, loss_of, steps=steps, batch=batch, stop_after=stop_after, say=say
+    )
+    return classifier.eval()
+
+
+@torch.no_grad()
+def tower_f1(classifier: Classifier, corpus: Corpus, count: int = 400) -> dict[str, float]:
+    """F1 of every image label and their mean on the first ``count`` phantoms of a corpus."""
+    scores, truths = [], []
+    for start in range(0, min(count, corpus.count), 16):
+        pixels, labels, _ = corpus.batch(np.arange(start, min(start + 16, count, corpus.count)))
+        scores.append((classifier(pixels)[0] > 0).numpy())
+        truths.append(labels > 0)
+    guess, truth = np.concatenate(scores), np.concatenate(truths)
+    both, either = (guess & truth).sum(0), guess.sum(0) + truth.sum(0)
+    result = {name: float(2 * b / max(1, e)) for name, b, e in zip(DENSE_LABELS, both, either, strict=True)}
+    result["macro"] = float(np.mean(list(result.values())))
+    return result
