@@ -1,0 +1,1 @@
+"""The dispatcher's ties to the world."""

@@ -1,0 +1,73 @@
+"""Hands queued attempts to Celery: the manifest is put first, then the task is sent, then the row goes.
+
+A crash in between repeats the step: the manifest is the same, and a task that is sent twice does its work twice without
+harm, or finds its manifest withdrawn.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import sqlalchemy as sa
+
+from dispatcher.adapters.tables import task_outbox
+from dispatcher.domain.jobs import manifest_ref
+from dispatcher.ports import TaskQueue
+from pipeline.clock import Clock
+from pipeline.database import Database, is_transient
+from pipeline.store import ObjectStore
+
+log = logging.getLogger(__name__)
+
+_IDLE_S = 0.05
+_BATCH = 100
+
+
+class TaskRelay:
+    """Works through the table `task_outbox`."""
+
+    def __init__(self, database: Database, store: ObjectStore, queue: TaskQueue, clock: Clock) -> None:
+        self._database = database
+        self._store = store
+        self._queue = queue
+        self._clock = clock
+
+    def relay_once(self) -> int:
+        """Hand over what is due, oldest first; returns how many rows. Raises when a part of the world is away."""
+        due = (
+            sa.select(task_outbox)
+            .where(task_outbox.c.not_before <= self._clock.now())
+            .order_by(task_outbox.c.id)
+            .limit(_BATCH)
+        )
+        # No transaction stays open while Celery and the object store are spoken to. Should a second dispatcher read
+        # the same rows, tasks are sent twice, which is harmless; a row that was withdrawn in between is followed by
+        # the row that withdraws its manifest.
+        with self._database.read() as connection:
+            rows = connection.execute(due).all()
+        for row in rows:
+            ref = manifest_ref(row.job_id, row.attempt)
+            if row.action == "enqueue":
+                self._store.put_bytes(row.manifest, ref)
+                self._queue.enqueue(row.job_id, row.attempt, ref, row.priority)
+            else:
+                self._store.delete(ref)
+            with self._database.write() as connection:
+                connection.execute(task_outbox.delete().where(task_outbox.c.id == row.id))
+        return len(rows)
+
+    def run(self, stop: threading.Event) -> None:
+        """Relay until stopped; what is away is waited for, with growing pauses up to 5 s."""
+        failures = 0
+        while not stop.is_set():
+            try:
+                pause = 0.0 if self.relay_once() else _IDLE_S
+                failures = 0
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                failures += 1
+                pause = min(5.0, 0.1 * 2**failures)
+                log.warning("task relay waits", extra={"error": type(error).__name__, "failures": failures})
+            self._clock.wait(stop, pause)

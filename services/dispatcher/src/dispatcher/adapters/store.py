@@ -1,0 +1,143 @@
+"""Transactions of the dispatcher on its SQL database."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from dispatcher.adapters import tables
+from dispatcher.domain.jobs import UNFINISHED, Job
+from dispatcher.ports import Load, Unit
+from pipeline.clock import Clock
+from pipeline.database import Database
+from pipeline.events import Event
+
+_jobs, _tasks = tables.jobs, tables.task_outbox
+_open = _jobs.c.state.in_(UNFINISHED)
+
+
+class SqlUnit:
+    """`ports.Unit` on an open transaction."""
+
+    def __init__(self, connection: Connection, clock: Clock) -> None:
+        self._connection = connection
+        self._clock = clock
+
+    def job(self, job_id: str) -> Job | None:
+        """The row, locked on PostgreSQL; SQLite's write transactions exclude each other anyway."""
+        row = self._connection.execute(sa.select(_jobs).where(_jobs.c.job_id == job_id).with_for_update()).first()
+        return None if row is None else _job(row)
+
+    def jobs_of(self, study_instance_uid: str) -> Sequence[Job]:
+        """All versions, oldest first."""
+        query = sa.select(_jobs).where(_jobs.c.study_instance_uid == study_instance_uid)
+        return [_job(row) for row in self._connection.execute(query.order_by(_jobs.c.study_version).with_for_update())]
+
+    def save(self, job: Job) -> None:
+        """Update, or insert what is not there."""
+        values = asdict(job)
+        done = self._connection.execute(_jobs.update().where(_jobs.c.job_id == job.job_id).values(values))
+        if done.rowcount == 0:
+            self._connection.execute(_jobs.insert().values(values))
+
+    def publish(self, event: Event) -> None:
+        """By way of the outbox."""
+        tables.outbox.add(self._connection, event)
+
+    def enqueue(self, job: Job, manifest: bytes) -> None:
+        """By way of the task outbox."""
+        self._add("enqueue", job.job_id, job.attempt, job.priority, manifest, job.queued_at)
+
+    def withdraw(self, job_id: str, attempt: int) -> None:
+        """An attempt not handed over yet never will be; one that was loses its manifest."""
+        mine = sa.and_(_tasks.c.job_id == job_id, _tasks.c.attempt == attempt)
+        self._connection.execute(_tasks.delete().where(mine))
+        self._add("withdraw", job_id, attempt, "routine", None, self._clock.now())
+
+    def _add(
+        self, action: str, job_id: str, attempt: int, priority: str, manifest: bytes | None, not_before: datetime
+    ) -> None:
+        self._connection.execute(
+            _tasks.insert().values(
+                action=action,
+                job_id=job_id,
+                attempt=attempt,
+                priority=priority,
+                manifest=manifest,
+                not_before=not_before,
+            )
+        )
+
+    def overdue(self, now: datetime, limit: int) -> Sequence[str]:
+        """By deadline."""
+        query = sa.select(_jobs.c.job_id).where(_open, _jobs.c.deadline_at <= now).order_by(_jobs.c.deadline_at)
+        return list(self._connection.scalars(query.limit(limit)))
+
+    def awaited(self) -> int:
+        """Unfinished jobs less rows still to be handed over."""
+        unfinished = self._connection.scalar(sa.select(sa.func.count()).select_from(_jobs).where(_open)) or 0
+        waiting = self._connection.scalar(
+            sa.select(sa.func.count()).select_from(_tasks).where(_tasks.c.action == "enqueue")
+        )
+        return int(unfinished) - int(waiting or 0)
+
+    def load(self) -> dict[str, Load]:
+        """One row per priority and state."""
+        query = (
+            sa.select(_jobs.c.priority, _jobs.c.state, sa.func.count(), sa.func.min(_jobs.c.queued_at))
+            .where(_open)
+            .group_by(_jobs.c.priority, _jobs.c.state)
+        )
+        found: dict[str, Load] = {}
+        for priority, state, count, oldest in self._connection.execute(query):
+            part = found.get(priority, Load(0, 0, None))
+            times = [moment for moment in (part.oldest_queued_at, _aware(oldest)) if moment is not None]
+            found[priority] = Load(
+                part.queued + (count if state == "queued" else 0),
+                part.running + (count if state == "running" else 0),
+                min(times, default=None),
+            )
+        return found
+
+
+class SqlUnits:
+    """`ports.Units` on a `Database`."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Unit]:
+        """A write transaction."""
+        with self._database.write() as connection:
+            yield SqlUnit(connection, self._clock)
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Unit]:
+        """A read transaction."""
+        with self._database.read() as connection:
+            yield SqlUnit(connection, self._clock)
+
+
+def _aware(moment: Any) -> datetime | None:
+    """SQLite gives times back without their zone (all are UTC), and as text where SQL has computed on them."""
+    if moment is None:
+        return None
+    if isinstance(moment, str):
+        moment = datetime.fromisoformat(moment)
+    assert isinstance(moment, datetime)
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _job(row: sa.Row[Any]) -> Job:
+    values = dict(row._mapping)
+    for name in ("queued_at", "deadline_at", "started_at", "finished_at"):
+        values[name] = _aware(values[name])
+    return Job(**values)

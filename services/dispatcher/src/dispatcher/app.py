@@ -1,0 +1,135 @@
+"""The composition root of the dispatcher."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from sqlalchemy.engine import Connection
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from dispatcher.adapters import tables
+from dispatcher.adapters.celery_queue import CeleryQueue
+from dispatcher.adapters.relay import TaskRelay
+from dispatcher.adapters.store import SqlUnit, SqlUnits
+from dispatcher.domain.jobs import Limits
+from dispatcher.handlers import Handlers, outstanding
+from dispatcher.ports import TaskQueue, Unit, Units
+from dispatcher.settings import Settings
+from pipeline.bus import Bus
+from pipeline.buses import make_bus
+from pipeline.clock import Clock, SystemClock
+from pipeline.consume import EventConsumer
+from pipeline.consume import Handler as EventHandler
+from pipeline.database import Database, is_transient
+from pipeline.events import (
+    ALL_TOPICS,
+    REPORT_FAILED,
+    REPORT_GENERATED,
+    REPORT_STARTED,
+    STUDY_COMPLETED,
+    Event,
+)
+from pipeline.outbox import OutboxRelay
+from pipeline.service import ServiceRunner
+from pipeline.settings import load_settings
+from pipeline.store import make_object_store
+
+log = logging.getLogger(__name__)
+
+GROUP = "dispatcher"
+ANSWERS = (REPORT_STARTED, REPORT_GENERATED, REPORT_FAILED)
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The jobs' limits in the domain's terms."""
+    return Limits(
+        max_attempts=settings.max_attempts,
+        retry_backoff=timedelta(seconds=settings.retry_backoff_s),
+        queue_deadline=timedelta(seconds=settings.queue_deadline_s),
+        run_deadline=timedelta(seconds=settings.run_deadline_s),
+    )
+
+
+def event_handlers(handlers: Handlers, clock: Clock) -> dict[str, EventHandler]:
+    """Event type -> what is done in its transaction."""
+
+    def on(use_case: Callable[[Unit, Event], None]) -> EventHandler:
+        def handle(connection: Connection, event: Event) -> None:
+            use_case(SqlUnit(connection, clock), event)
+
+        return handle
+
+    return {
+        STUDY_COMPLETED: on(handlers.study_completed),
+        REPORT_STARTED: on(handlers.report_started),
+        REPORT_GENERATED: on(handlers.report_generated),
+        REPORT_FAILED: on(handlers.report_failed),
+    }
+
+
+class SweepLoop:
+    """Looks for overdue jobs and keeps the gauges current."""
+
+    def __init__(
+        self, handlers: Handlers, units: Units, queue: TaskQueue, bus: Bus, clock: Clock, interval_s: float
+    ) -> None:
+        self._handlers = handlers
+        self._units = units
+        self._queue = queue
+        self._bus = bus
+        self._clock = clock
+        self._interval_s = interval_s
+
+    def caught_up(self) -> bool:
+        """Whether every answer of the workers was heard."""
+        return self._bus.lag(GROUP, ANSWERS) == 0
+
+    def run(self, stop: threading.Event) -> None:
+        """Until stopped; what is away is waited for."""
+        while not self._clock.wait(stop, self._interval_s):
+            try:
+                self._handlers.sweep(self._units, self._queue, self.caught_up)
+                with self._units.read() as unit:
+                    outstanding(unit.load(), self._clock.now())
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                log.warning("sweep waits", extra={"error": type(error).__name__})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the service until SIGTERM; returns the exit status."""
+    settings = load_settings(Settings, "Decides which studies get a report and hands them to the workers.", argv)
+    runner = ServiceRunner("dispatcher", settings)
+    clock = SystemClock()
+    database = Database(settings.database_url.get_secret_value())
+    database.migrate(MIGRATIONS)
+    bus = make_bus(settings)
+    bus.ensure_topics(ALL_TOPICS)
+    store = make_object_store(settings)
+    queue = CeleryQueue(settings.broker_url.get_secret_value(), settings.visibility_timeout_s)
+    producer = bus.producer()
+    units = SqlUnits(database, clock)
+    handlers = Handlers(settings.policy(), limits_of(settings), settings.model_version, clock)
+
+    consumer = EventConsumer(bus, GROUP, event_handlers(handlers, clock), database, tables.inbox, clock)
+    runner.add_loop("consumer", consumer.run)
+    runner.add_loop("outbox", OutboxRelay(database, tables.outbox, producer, clock).run)
+    runner.add_loop("tasks", TaskRelay(database, store, queue, clock).run)
+    runner.add_loop("sweep", SweepLoop(handlers, units, queue, bus, clock, settings.sweep_interval_s).run)
+    for close in (database.close, bus.close, producer.close, queue.close):
+        runner.on_stop(close)
+
+    def show_outstanding(_request: Request) -> JSONResponse:  # starlette runs a plain function in a thread
+        with units.read() as unit:
+            return JSONResponse(outstanding(unit.load(), clock.now()))
+
+    checks = {"database": database.ping, "bus": bus.ping, "task_queue": queue.ping, "object_store": store.ping}
+    return runner.run(checks, [Route("/v1/outstanding", show_outstanding)])

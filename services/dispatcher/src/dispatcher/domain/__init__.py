@@ -1,0 +1,1 @@
+"""Pure rules: `eligibility` says what is reported, `jobs` how a job lives."""
