@@ -21,6 +21,7 @@ import pydicom
 import sqlalchemy as sa
 from pydicom.uid import UID
 from pynetdicom import AE
+
 from servers import env
 
 PYTHON = sys.executable
@@ -80,7 +81,8 @@ class EmbeddedFlow:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder.parent / f"{self.folder.name}.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [PYTHON, "-m", "standalone", "serve", "--data-dir", str(self.folder), "--dicom-port", str(self.dicom_port),
+                [PYTHON, "-m", "standalone", "serve", "--data-dir", str(self.folder),
+                 "--dicom-port", str(self.dicom_port),
                  "--http-port", str(self.http_port), "--quiet-seconds", str(QUIET_SECONDS), *self._args],
                 stdout=log, stderr=log, env={**os.environ, **self._env},
             )  # fmt: skip

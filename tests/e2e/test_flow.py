@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from e2e.flow import (
     AE_TITLE,
     ClusterFlow,
@@ -93,9 +94,13 @@ def _route_through_orthanc(path: Path, port: int) -> None:
     """As a PACS with an auto-route destination: Orthanc takes the file and sends it on by C-STORE."""
     modality = f"echo{port}"
     httpx.put(
-        f"{env.orthanc_url()}/modalities/{modality}", json={"AET": AE_TITLE, "Host": "127.0.0.1", "Port": port}, timeout=30
+        f"{env.orthanc_url()}/modalities/{modality}",
+        json={"AET": AE_TITLE, "Host": "127.0.0.1", "Port": port},
+        timeout=30,
     ).raise_for_status()
-    stored = httpx.post(f"{env.orthanc_url()}/instances", content=path.read_bytes(), timeout=30).raise_for_status().json()
+    stored = (
+        httpx.post(f"{env.orthanc_url()}/instances", content=path.read_bytes(), timeout=30).raise_for_status().json()
+    )
     httpx.post(f"{env.orthanc_url()}/modalities/{modality}/store", json=stored["ID"], timeout=60).raise_for_status()
 
 

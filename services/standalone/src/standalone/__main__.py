@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     serve.add_argument(
         "--out-of-domain", choices=["deliver", "park"], default="deliver",
-        help="drafts on images unlike those the model was trained on: deliver with a plain statement, or hold for a person",
+        help="drafts on images unlike the training images: deliver with a plain statement, or hold for a person",
     )  # fmt: skip
     serve.add_argument(
         "--log-level", choices=["debug", "info", "warning", "error"], default="info", help="least severe level logged"

@@ -204,13 +204,15 @@ def demo(options: DemoOptions) -> int:
         console.print(f"Starting everything in [bold]{options.data_dir}[/] (log: {log}) ...")
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "standalone", "serve", "--data-dir", str(options.data_dir), "--dicom-port", str(dicom_port),
+                [sys.executable, "-m", "standalone", "serve", "--data-dir", str(options.data_dir),
+                 "--dicom-port", str(dicom_port),
                  "--http-port", str(http_port), "--quiet-seconds", "2"],
                 stdout=output, stderr=output, start_new_session=True, env={**os.environ},
             )  # fmt: skip
         _wait_ready(process, base, log)
         console.print(
-            f"Ready after {time.monotonic() - started:.1f} s.  Console [bold]{base}/[/]   FHIR [bold]{base}/fhir[/]   DICOM ECHO@127.0.0.1:{dicom_port}\n"
+            f"Ready after {time.monotonic() - started:.1f} s.  Console [bold]{base}/[/]   FHIR [bold]{base}/fhir[/]   "
+            f"DICOM ECHO@127.0.0.1:{dicom_port}\n"
         )
         with httpx.Client(base_url=base, timeout=30.0) as client, tempfile.TemporaryDirectory() as scratch:
             for title, path in (

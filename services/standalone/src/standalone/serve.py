@@ -154,7 +154,7 @@ def plan(options: ServeOptions, data: DataDir) -> tuple[list[list[ChildSpec]], M
 
 
 def serve(options: ServeOptions) -> int:
-    """Run everything until SIGTERM or SIGINT; returns the exit status (0 drained, 1 a child failed, 2 wrong settings)."""
+    """Run everything until SIGTERM or SIGINT; exit status 0: drained, 1: a child failed, 2: wrong settings."""
     configure_logging("standalone", options.log_level, log_identifiers=False)
     data = DataDir(options.data_dir.resolve())
     try:
