@@ -70,7 +70,7 @@ class GroupMember:
         self._session_s = session_timeout_s
         self._clock = clock
         self._member = str(uuid.uuid4())
-        self._interval_s = min(session_timeout_s / 4, 1.0)
+        self._interval_s = min(session_timeout_s / 4, 2.0)
         self._next_look = 0.0
         self._last_poll = 0.0
         self._leaving = threading.Event()

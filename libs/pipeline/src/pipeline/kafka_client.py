@@ -1,0 +1,131 @@
+"""How this package builds kafka-python clients: options with reasons, and errors in words that name a setting."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from kafka.errors import (
+    AuthorizationError,
+    IllegalSaslStateError,
+    InvalidReplicationFactorError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    SaslAuthenticationFailedError,
+    UnsupportedSaslMechanismError,
+)
+from kafka.net.compat import KafkaNetClient
+
+from pipeline.errors import BusUnavailable
+from pipeline.settings import BusSettings
+
+MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+"""Largest event; a study of some thousand instances makes one of more than Kafka's default of 1 MiB."""
+
+_CREDENTIALS = "check ECHO_KAFKA_USERNAME, ECHO_KAFKA_PASSWORD and ECHO_KAFKA_SASL_MECHANISM"
+
+
+def addresses(settings: BusSettings) -> list[str]:
+    """`host:port` of each broker in `bus_url`."""
+    hosts = settings.bus_url.removeprefix("kafka://").strip("/").split(",")
+    return [host if ":" in host else f"{host}:9092" for host in hosts]
+
+
+def common_options(settings: BusSettings) -> dict[str, Any]:
+    """Options that producers, consumers and the admin client share."""
+    options: dict[str, Any] = {
+        "bootstrap_servers": addresses(settings),
+        "security_protocol": settings.kafka_security_protocol,
+        # The default of 30 s lets clients miss a broker that is back for half a minute.
+        "reconnect_backoff_max_ms": 500,
+        "request_timeout_ms": 10_000,
+        "bootstrap_timeout_ms": 5_000,
+        # Notices partitions that an administrator adds, within this time.
+        "metadata_max_age_ms": 30_000,
+    }
+    if settings.kafka_security_protocol.startswith("SASL"):
+        options["sasl_mechanism"] = settings.kafka_sasl_mechanism
+        options["sasl_plain_username"] = settings.kafka_username or ""
+        password = settings.kafka_password
+        options["sasl_plain_password"] = password.get_secret_value() if password else ""
+    if settings.kafka_security_protocol.endswith("SSL"):
+        options["ssl_context"] = _ssl_context(settings)
+    return options
+
+
+def _ssl_context(settings: BusSettings) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=settings.kafka_ca_file)
+    except OSError as error:
+        raise BusUnavailable(f"ECHO_KAFKA_CA_FILE cannot be used: {type(error).__name__}") from error
+
+
+def build(factory: Callable[..., Any], settings: BusSettings, **options: Any) -> Any:
+    """A connected client. Raises `BusUnavailable` that says what to check."""
+    made: list[Any] = []
+
+    def client(**configs: Any) -> Any:
+        made.append(KafkaNetClient(**configs))
+        return made[-1]
+
+    try:
+        return factory(kafka_client=client, **common_options(settings), **options)
+    except Exception as error:
+        for part in made:  # a constructor that fails leaves its network thread running
+            part.close()
+        if isinstance(error, KafkaError):
+            raise BusUnavailable(explain(error, settings)) from error
+        raise
+
+
+@contextlib.contextmanager
+def translated(settings: BusSettings) -> Iterator[None]:
+    """Every error of the client library becomes `BusUnavailable` with a text for an administrator."""
+    try:
+        yield
+    except KafkaError as error:
+        raise BusUnavailable(explain(error, settings)) from error
+
+
+def explain(error: KafkaError, settings: BusSettings) -> str:
+    """What went wrong and which setting has to do with it; never a password, never an event."""
+    if isinstance(error, SaslAuthenticationFailedError | UnsupportedSaslMechanismError | IllegalSaslStateError):
+        return f"the Kafka broker refused the login ({type(error).__name__}): {_CREDENTIALS}"
+    if isinstance(error, AuthorizationError):
+        return f"the Kafka user {settings.kafka_username!r} lacks a right: {type(error).__name__}"
+    if isinstance(error, MessageSizeTooLargeError | RecordListTooLargeError):
+        return f"the event is larger than the topic's max.message.bytes ({type(error).__name__})"
+    if isinstance(error, InvalidReplicationFactorError):
+        return f"ECHO_BUS_REPLICATION={settings.bus_replication} is more than there are Kafka brokers"
+    return _diagnosis(settings) or f"Kafka at {', '.join(addresses(settings))} does not answer: {type(error).__name__}"
+
+
+def _diagnosis(settings: BusSettings) -> str | None:
+    """The library reports a wrong port, CA, protocol and password all as a time-out: look for the cause oneself."""
+    where = ", ".join(addresses(settings))
+    protocol = settings.kafka_security_protocol
+    reached = False
+    for address in addresses(settings):
+        host, port = address.rsplit(":", 1)
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=2) as plain:
+                reached = True
+                if protocol.endswith("SSL"):
+                    with _ssl_context(settings).wrap_socket(plain, server_hostname=host.strip("[]")):
+                        pass
+        except ssl.SSLCertVerificationError as error:
+            return f"the certificate of Kafka at {address} is not trusted ({error.verify_message}): check ECHO_KAFKA_CA_FILE"
+        except (ssl.SSLError, ConnectionResetError) as error:
+            if reached:
+                return f"Kafka at {address} does not speak TLS ({type(error).__name__}): check ECHO_KAFKA_SECURITY_PROTOCOL={protocol}"
+        except (OSError, ValueError):
+            continue
+    if not reached:
+        return f"nothing answers at {where}: check ECHO_BUS_URL and the Kafka brokers"
+    if protocol.startswith("SASL"):
+        return f"Kafka at {where} can be reached but gives no answer: {_CREDENTIALS}"
+    return None
