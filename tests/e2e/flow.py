@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -25,6 +25,7 @@ from pynetdicom import AE
 from servers import env
 
 PYTHON = sys.executable
+T = TypeVar("T")
 AE_TITLE = "ECHO"
 QUIET_SECONDS = 2.0
 
@@ -36,7 +37,7 @@ def free_port() -> int:
         return port
 
 
-def wait_until[T](what: str, ask: Callable[[], T], timeout_s: float = 120.0, every_s: float = 0.2) -> T:
+def wait_until(what: str, ask: Callable[[], T], timeout_s: float = 120.0, every_s: float = 0.2) -> T:
     """Return the first true answer; fails with the last one."""
     deadline = time.monotonic() + timeout_s
     answer: T | str = "nothing"

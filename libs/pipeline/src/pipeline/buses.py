@@ -6,12 +6,18 @@ import sys
 from datetime import timedelta
 
 from pipeline.bus import Bus
+from pipeline.prefixed_bus import PrefixedBus
 from pipeline.settings import BusSettings
 from pipeline.sql_bus import SqlBus
 
 
 def make_bus(settings: BusSettings) -> Bus:
     """The bus of `bus_url`; nothing is connected yet. Any other scheme ends the process with status 2."""
+    bus = _bus_of_url(settings)
+    return PrefixedBus(bus, settings.bus_topic_prefix) if settings.bus_topic_prefix else bus
+
+
+def _bus_of_url(settings: BusSettings) -> Bus:
     url = settings.bus_url
     if url.startswith("kafka://"):
         from pipeline.kafka_bus import KafkaBus  # the embedded mode needs no Kafka client in memory

@@ -43,6 +43,11 @@ class BusSettings(BaseSettings):
     bus_url: str = Field(
         description="The event bus: `kafka://host:port[,host:port...]`, or a database for the embedded log: `sqlite:////path/bus.sqlite3`, `postgresql+psycopg://...`."
     )
+    bus_topic_prefix: str = Field(
+        "",
+        pattern=r"^[a-zA-Z0-9._-]{0,100}$",
+        description="Put before every topic and consumer group, so that several systems can share one Kafka cluster.",
+    )
     bus_partitions: int = Field(6, ge=1, le=512, description="Partitions of topics that this service creates.")
     bus_replication: int = Field(1, ge=1, le=7, description="Replication factor of Kafka topics that this service creates.")
     bus_session_timeout_s: float = Field(
