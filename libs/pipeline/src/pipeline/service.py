@@ -53,11 +53,13 @@ class ServiceRunner:
         app: ASGIApp | None = None,
         on_ready: Callable[[], None] | None = None,
         before_join: Callable[[], None] | None = None,
+        ready_fields: Mapping[str, object] | None = None,
     ) -> int:
         """Serve until SIGTERM or SIGINT; returns the exit status.
 
         `app` replaces the default application and must have the health routes itself. `before_join` runs when
-        stopping begins, before the loops are waited for (close a listening socket there).
+        stopping begins, before the loops are waited for (close a listening socket there). `ready_fields` are added to
+        the log line "ready", beside `http_port`.
         """
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, lambda *_: self.stop.set())
@@ -72,7 +74,7 @@ class ServiceRunner:
         if on_ready is not None:
             on_ready()
         self.ready.set()
-        log.info("ready", extra={"http_port": server.port})
+        log.info("ready", extra={"http_port": server.port, **(ready_fields or {})})
         self.stop.wait()
         log.info("stopping")
         self.ready.clear()
