@@ -1,0 +1,1 @@
+"""Database, FHIR server and HTTP."""

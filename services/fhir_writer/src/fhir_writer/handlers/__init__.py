@@ -1,0 +1,1 @@
+"""Use cases: events and requests in, changes of the schedule and deliveries out."""
