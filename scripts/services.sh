@@ -54,23 +54,22 @@ probe() { helper probe "$@" 2>&1; }
 
 # Whether process $2 is one of server $1: the right program, working inside the server's folder.
 belongs() {
-  local program cwd
-  program=$(cat "/proc/$2/comm" 2>/dev/null) || return 1
-  cwd=$(readlink "/proc/$2/cwd" 2>/dev/null) || return 1
-  [ "$program" = "$(program_of "$1")" ] && [[ $cwd/ == "$SERVICES_DIR/$1/"* ]]
+  local program
+  { read -r program < "/proc/$2/comm"; } 2> /dev/null || return 1
+  # the program first: that needs no new process, and nearly always settles it
+  [ "$program" = "${PROGRAM[$1]}" ] && [[ $(readlink "/proc/$2/cwd")/ == "$SERVICES_DIR/$1/"* ]]
 }
 
 # The main process of server $1, if it lives.
 main_pid() {
   local pid
-  pid=$(cat "$SERVICES_DIR/$1/pid" 2>/dev/null) && [ -n "$pid" ] && belongs "$1" "$pid" && echo "$pid"
+  pid=$(cat "$SERVICES_DIR/$1/pid" 2> /dev/null) && [ -n "$pid" ] && belongs "$1" "$pid" && echo "$pid"
 }
 
 # All processes of server $1, also those whose parent died.
 all_pids() {
   local entry
   for entry in /proc/[0-9]*; do
-    [[ $entry/cwd -ef / ]] && continue # most processes, and cheap to tell
     if belongs "$1" "${entry#/proc/}"; then echo "${entry#/proc/}"; fi
   done
 }
@@ -102,6 +101,8 @@ start_server() (
     say "$name" "runs already: $answer"
     exit
   fi
+  # without their main process the others end by themselves
+  wait_gone "$name" 10 || fail "$name" "processes of an earlier run are still there; run: scripts/services.sh stop $name"
   need "$name"
   for port in $(ports_of "$name"); do
     if (: <> "/dev/tcp/127.0.0.1/$port") 2> /dev/null; then
@@ -195,25 +196,33 @@ wipe() {
   for name in "$@"; do
     if is_server "$name"; then rm -rf "${SERVICES_DIR:?}/$name"; fi
   done
+  if [ -d "$SERVICES_DIR" ]; then rmdir --ignore-fail-on-non-empty "$SERVICES_DIR"; fi
+}
+
+# Resident memory of all processes of server $1, MiB.
+memory_of() {
+  local pid total=0
+  for pid in $(all_pids "$1"); do
+    total=$((total + $(awk '/^VmRSS/ {print $2}' "/proc/$pid/status" 2> /dev/null || echo 0)))
+  done
+  echo $((total / 1024))
 }
 
 status() {
-  local name pid answer memory one ready=0
-  printf '%-12s %-8s %-13s %8s  %s\n' NAME PROCESS PORT "MiB" STATE
+  local name pid answer memory result=0
+  printf '%-12s %-8s %-13s %6s  %s\n' NAME PROCESS PORT MiB STATE
   for name in "$@"; do
     pid=- memory=-
-    if is_server "$name" && pid=$(main_pid "$name"); then
-      memory=0
-      for one in $(all_pids "$name"); do
-        memory=$((memory + $(awk '/^VmRSS/ {print $2}' "/proc/$one/status" 2> /dev/null || echo 0)))
-      done
-      memory=$((memory / 1024))
+    if is_server "$name" && pid=$(main_pid "$name" || echo -) && [ "$pid" != - ]; then memory=$(memory_of "$name"); fi
+    if ! answer=$(probe "$name"); then
+      result=3
+      answer="not ready: $answer"
+    elif is_server "$name" && [ "$pid" = - ]; then
+      answer+=" (not started by this script)"
     fi
-    answer=$(probe "$name") || { ready=3; answer="not ready: $answer"; }
-    if is_server "$name" && [ -z "$pid" ] && [ $ready = 0 ]; then answer+=" (another process, not started here)"; fi
-    printf '%-12s %-8s %-13s %8s  %s\n' "$name" "${pid:--}" "$(ports_of "$name" | tr ' ' ,)" "$memory" "$answer"
+    printf '%-12s %-8s %-13s %6s  %s\n' "$name" "$pid" "$(ports_of "$name" | tr ' ' ,)" "$memory" "$answer"
   done
-  return $ready
+  return $result
 }
 
 command=${1:-}

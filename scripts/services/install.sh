@@ -30,39 +30,38 @@ missing_packages() {
   esac
 }
 
-# Install the packages of all names at once. What cannot be had is reported; the others start nevertheless.
+may_install() { [ "${ECHO_CXR_NO_INSTALL:-0}" != 1 ] && [ "$(id -u)" = 0 ] && have apt-get; }
+
+# Install the packages of all names at once. What cannot be had is found by `need`; the others start nevertheless.
 install_packages() {
-  local name packages package
+  local packages log=$SERVICES_DIR/install.log
   packages=$(for name in "$@"; do missing_packages "$name"; done | sort -u)
-  [ -n "$packages" ] || return 0
-  if [ "${ECHO_CXR_NO_INSTALL:-0}" = 1 ] || [ "$(id -u)" != 0 ] || ! have apt-get; then
-    # each server says so for itself when it cannot start
-    return 0
-  fi
+  if [ -z "$packages" ] || ! may_install; then return 0; fi
+  say install "apt-get install ${packages//$'\n'/ } (log: $log)"
   (
     flock -w 900 8
-    export DEBIAN_FRONTEND=noninteractive
-    say install "apt-get install $(echo "$packages" | tr '\n' ' ')"
-    apt-get update -qq || say install "apt-get update failed; trying with the lists at hand"
+    apt_get() { DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@"; }
+    apt_get update || echo "going on with the package lists at hand"
     # shellcheck disable=SC2086  # a list of words is meant
-    apt-get install -y -qq --no-install-recommends $packages && exit
-    for package in $packages; do # one unknown package must not keep the others away
-      apt-get install -y -qq --no-install-recommends "$package" || say install "$package could not be installed"
+    apt_get install -y --no-install-recommends $packages && exit
+    for package in $packages; do # one that does not exist here must not keep the others away
+      apt_get install -y --no-install-recommends "$package" || echo "$package could not be installed"
     done
-  ) 8> "$CACHE_DIR/apt.lock" > "$SERVICES_DIR/install.log" 2>&1 || true # what is still missing is found by `need`
+  ) 8> "$CACHE_DIR/apt.lock" > "$log" 2>&1 || true
+  hash -r
 }
 
-# Succeeds when everything for $1 is installed, else says what is missing.
+# Succeeds when everything for $1 is installed, else says what is missing and what to do.
 need() {
   local missing
   missing=$(missing_packages "$1" | tr '\n' ' ')
   [ -n "$missing" ] || return 0
-  if [ "$(id -u)" != 0 ]; then
+  if may_install; then
+    fail "$1" "could not be installed: ${missing% } (see $SERVICES_DIR/install.log)"
+  elif have apt-get; then
     fail "$1" "not installed; as root: apt-get install ${missing% }"
-  elif ! have apt-get; then
-    fail "$1" "not installed, and there is no apt-get here; it needs what Debian calls: ${missing% }"
   else
-    fail "$1" "not installed: ${missing% } (see $SERVICES_DIR/install.log)"
+    fail "$1" "not installed, and there is no apt-get here; it needs what Debian calls: ${missing% }"
   fi
 }
 

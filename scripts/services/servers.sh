@@ -2,14 +2,9 @@
 # Part of scripts/services.sh: each server's program, ports, configuration and command line.
 # Every server works in $SERVICES_DIR/<name>, which is how its processes are told from others.
 
-program_of() {
-  case $1 in
-    postgres) echo postgres ;;
-    redis) echo redis-server ;;
-    kafka | hapi) echo java ;;
-    orthanc) echo Orthanc ;;
-  esac
-}
+# The name of each server's processes.
+# shellcheck disable=SC2034  # used by scripts/services.sh
+declare -A PROGRAM=([postgres]=postgres [redis]=redis-server [kafka]=java [hapi]=java [orthanc]=Orthanc)
 
 ports_of() {
   case $1 in
@@ -73,6 +68,9 @@ prepare_postgres() {
     printf '%s\n' 'CREATE ROLE echo LOGIN CREATEDB' 'CREATE DATABASE echo OWNER echo' | "${COMMAND[@]}"
     touch "$data/complete"
   fi
+  # No process of ours is left when this runs. After a kill PostgreSQL still takes the old process id for a living one as
+  # long as nobody has collected the dead process, which in a container may never happen.
+  rm -f "$data/postmaster.pid"
   cat > "$data/pg_hba.conf" <<'CONF'
 # the test user, from this machine, without a password; nobody else
 host all echo 127.0.0.1/32 trust

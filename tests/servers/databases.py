@@ -1,4 +1,7 @@
-"""Room of one's own on a shared server, given back afterwards. Several test runs may go on at the same time."""
+"""Room of one's own on a shared server, given back afterwards. Several test runs may go on at the same time.
+
+The clients are imported where they are used: every run loads this file, also one of unit tests only.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,6 @@ import contextlib
 import os
 import uuid
 from collections.abc import Iterator
-
-import psycopg
-import redis
-from kafka import KafkaAdminClient
-from psycopg import sql
 
 from servers import env
 
@@ -23,6 +21,9 @@ LEASE_S = 3600
 @contextlib.contextmanager
 def postgres_database() -> Iterator[str]:
     """A new, empty database; dropped afterwards, even if a connection was left open."""
+    import psycopg
+    from psycopg import sql
+
     base, _, _ = env.postgres_url().rpartition("/")
     name = f"test_{uuid.uuid4().hex[:16]}"
     maintenance = env.postgres_url().replace("postgresql+psycopg://", "postgresql://", 1)
@@ -38,6 +39,8 @@ def postgres_database() -> Iterator[str]:
 @contextlib.contextmanager
 def redis_database() -> Iterator[str]:
     """A database number that nobody else uses, emptied before and after. Database 0 keeps who has which one."""
+    import redis
+
     server = redis.Redis.from_url(f"{env.redis_url()}/0")
     mine = f"{os.getpid()}-{uuid.uuid4().hex}"
     number = next((n for n in range(1, REDIS_DATABASES) if server.set(f"lease:{n}", mine, nx=True, ex=LEASE_S)), None)
@@ -57,6 +60,8 @@ def redis_database() -> Iterator[str]:
 @contextlib.contextmanager
 def kafka_topics_removed(bootstrap: str) -> Iterator[str]:
     """A prefix for topic names; the topics that start with it are deleted afterwards."""
+    from kafka import KafkaAdminClient
+
     prefix = f"t{uuid.uuid4().hex[:10]}."
     try:
         yield prefix

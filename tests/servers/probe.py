@@ -193,7 +193,8 @@ def check(name: str) -> str:
         raise NotReady(f"{type(problem).__name__}: {problem}") from problem
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether process `pid` runs: one that has ended and only waits for its parent to notice does not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -213,7 +214,7 @@ def main(arguments: list[str]) -> int:
         try:
             print(check(given.name))
         except NotReady as problem:
-            if given.pid is not None and not _alive(given.pid):
+            if given.pid is not None and not alive(given.pid):
                 print("the process ended")
                 return 1
             if time.monotonic() >= end:

@@ -2,7 +2,6 @@ package echo;
 
 import ca.uhn.fhir.context.FhirContext;
 import ca.uhn.fhir.context.support.DefaultProfileValidationSupport;
-import ca.uhn.fhir.parser.DataFormatException;
 import ca.uhn.fhir.validation.FhirValidator;
 import ca.uhn.fhir.validation.SingleValidationMessage;
 import com.fasterxml.jackson.databind.ObjectMapper;
@@ -55,10 +54,10 @@ public final class Validate {
                             "location", location == null ? "" : location,
                             "message", String.valueOf(finding.getMessage()))));
                 }
-            } catch (DataFormatException unreadable) {
+            } catch (RuntimeException unreadable) { // the parsers underneath throw what they like
                 out.println(json.writeValueAsString(Map.of(
                         "file", file, "severity", "fatal", "location", "",
-                        "message", "not readable as FHIR: " + unreadable.getMessage())));
+                        "message", "not readable as FHIR: " + unreadable)));
             }
             out.println(json.writeValueAsString(Map.of("file", file, "done", true)));
         }
