@@ -59,11 +59,16 @@ class DecodingRules:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt with its pictures resolved: `embeds` (1, L, hidden), `positions` (3, 1, L) and the answer's offset."""
+    """A prompt with its pictures resolved.
+
+    `embeds` (1, L, hidden), `positions` (3, 1, L), the answer's rotary offset, and the vision tower's output
+    `image_features` (image tokens of all pictures, hidden) or None.
+    """
 
     embeds: torch.Tensor
     positions: torch.Tensor
     rope_delta: int
+    image_features: torch.Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -161,6 +166,7 @@ def prepare_prompt(
     ids = ids.to(embedding.weight.device)
     embeds = embedding(ids)
     at_image = ids == model.config.image_token_id
+    features = grid = None
     if pixel_values is not None and image_grid_thw is not None:
         grid = image_grid_thw.to(ids.device)
         visual = model.model.visual
@@ -172,10 +178,8 @@ def prepare_prompt(
         embeds = embeds.masked_scatter(at_image.unsqueeze(-1), features.to(embeds.dtype))
     elif at_image.any():
         raise SettingsError("the prompt has image tokens but no image was given")
-    else:
-        grid = None
     positions, delta = model.model.get_rope_index(ids, mm_token_type_ids=at_image.int(), image_grid_thw=grid)
-    return Prompt(embeds, positions, int(delta))
+    return Prompt(embeds, positions, int(delta), features)
 
 
 def decode_blocks(model: Any, prompt: Prompt, rules: DecodingRules) -> Iterator[Block]:
@@ -183,11 +187,17 @@ def decode_blocks(model: Any, prompt: Prompt, rules: DecodingRules) -> Iterator[
 
     The first `next()` runs the prompt too.
     """
-    return _BlockDecoder(model, prompt, rules).run()
+    decoder = BlockDecoder(model, prompt, rules)
+    decoder.prefill()
+    while not decoder.finished:
+        yield decoder.next_block()
 
 
-class _BlockDecoder:
-    """The state of one answer: cache, finished block that is not committed yet, and what has been returned."""
+class BlockDecoder:
+    """One answer in the making. Call `prefill` once, then `next_block` until `finished`.
+
+    Holds the key-value cache, the finished block that is not committed yet, and how much has been returned.
+    """
 
     def __init__(self, model: Any, prompt: Prompt, rules: DecodingRules) -> None:
         self.language_model = model.model.language_model
@@ -200,23 +210,23 @@ class _BlockDecoder:
         self.cache = BlockCache(model.config.text_config, self.aligned + self.blocks * size, prompt.embeds)
         mask = torch.tensor([rules.mask_token_id], device=prompt.embeds.device)
         self.mask_embed = self.language_model.embed_tokens(mask)
-
-    def run(self) -> Iterator[Block]:
-        """Yield the blocks of the answer in order."""
-        self._prefill()
-        returned = 0
-        pending: torch.Tensor | None = None  # the finished block before this one, clean, not in the cache yet
-        for index in range(self.blocks):
-            fixed = self.prompt.embeds[0, self.aligned :] if index == 0 else self.prompt.embeds[0, :0]
-            block, clean = self._decode_block(index, fixed, pending, self.rules.gen_length - returned)
-            returned += len(block.token_ids)
-            pending = clean
-            yield block
-            if block.ended:
-                return
+        self.finished = False
+        self._index = 0
+        self._returned = 0
+        self._pending: torch.Tensor | None = None  # clean embeddings of the block before, not in the cache yet
 
     @torch.inference_mode()
-    def _prefill(self) -> None:
+    def next_block(self) -> Block:
+        """Decode the next block of the answer."""
+        opening = self.prompt.embeds[0, self.aligned :] if self._index == 0 else self.prompt.embeds[0, :0]
+        block, self._pending = self._decode_block(opening, self._pending, self.rules.gen_length - self._returned)
+        self._returned += len(block.token_ids)
+        self._index += 1
+        self.finished = block.ended or self._index == self.blocks
+        return block
+
+    @torch.inference_mode()
+    def prefill(self) -> None:
         """Run the whole blocks of the prompt; a tail shorter than a block waits for the first generated block."""
         if self.aligned == 0:
             return
@@ -225,10 +235,7 @@ class _BlockDecoder:
         self._forward(self.prompt.embeds[:, : self.aligned], self.prompt.positions[:, :, : self.aligned], visible)
         self.cache.advance(self.aligned)
 
-    @torch.inference_mode()
-    def _decode_block(
-        self, index: int, fixed: torch.Tensor, pending: torch.Tensor | None, room: int
-    ) -> tuple[Block, torch.Tensor]:
+    def _decode_block(self, fixed: torch.Tensor, pending: torch.Tensor | None, room: int) -> tuple[Block, torch.Tensor]:
         """Denoise one block. Returns it and its clean embeddings.
 
         `fixed`: embeddings of prompt tokens that open the block. `pending`: clean embeddings of the block before, still
@@ -262,7 +269,7 @@ class _BlockDecoder:
         end = next((at for at, token in enumerate(new) if token in rules.eos_token_ids), None)
         kept = min(len(new) if end is None else end, room)
         ended = end is not None and end <= room
-        return Block(index, tuple(new[:kept]), tuple(values[:kept]), steps, passes + steps, ended), embeds
+        return Block(self._index, tuple(new[:kept]), tuple(values[:kept]), steps, passes + steps, ended), embeds
 
     def _window(self, current: torch.Tensor, pending: torch.Tensor | None) -> torch.Tensor:
         """One decoding pass; returns the hidden states (block, hidden) of the current block.

@@ -30,9 +30,9 @@ class SettingsError(EchoModelError, ValueError):
     """A generation setting is out of range or does not fit the others."""
 
 
-class DeadlineExceeded(EchoModelError):  # noqa: N818 - says what happened, as TimeoutError's kin do in the services
+class DeadlineExceeded(EchoModelError):
     """The request's time ran out between two blocks; nothing of it is kept."""
 
 
-class EngineClosed(EchoModelError):  # noqa: N818 - a state, not a fault
+class EngineClosed(EchoModelError):
     """The engine was closed; no request is accepted any more."""

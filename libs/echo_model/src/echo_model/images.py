@@ -44,7 +44,7 @@ class ImageConfig:
     min_pixels: int = 3_136
     max_pixels: int = 2_250_000
     image_size: int | None = None
-    max_image_pixels: int = 100_000_000
+    max_image_pixels: int = 80_000_000
 
     @property
     def factor(self) -> int:
@@ -82,7 +82,7 @@ class ImageConfig:
                 min_pixels=int(raw.get("min_pixels") or size.get("shortest_edge") or 3_136),
                 max_pixels=int(raw.get("max_pixels") or size.get("longest_edge") or 2_250_000),
                 image_size=None if raw.get("image_size") is None else int(raw["image_size"]),
-                max_image_pixels=int(raw.get("max_image_pixels", 100_000_000)),
+                max_image_pixels=int(raw.get("max_image_pixels", 80_000_000)),
             )
         except (TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{path.name} has a value that cannot be used: {error}") from None
@@ -162,7 +162,9 @@ def read_image(path: Path, max_image_pixels: int = ImageConfig.max_image_pixels)
             _check_size((picture.height, picture.width), max_image_pixels)
             picture.load()
             return picture
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_large", f"{path}: {error}") from None
+    except (OSError, SyntaxError, ValueError) as error:
         raise ImageError("not_an_image", f"{path}: no readable PNG or JPEG ({error})") from None
 
 

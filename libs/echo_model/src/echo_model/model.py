@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from echo_model.errors import CheckpointError
+from echo_model.errors import CheckpointError, SettingsError
 from echo_model.images import ImageConfig
 
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -26,6 +27,7 @@ _KEY_MAP = (
     (re.compile(r"^language_model\.model\."), "model.language_model."),
     (re.compile(r"^language_model\.lm_head\."), "lm_head."),
 )
+_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 _HEAD, _EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -77,14 +79,14 @@ def load_model(
     image_config = ImageConfig.from_file(folder / "preprocessor_config.json")
     tokenizer = read_tokenizer(folder)
     files = weight_files(folder)
-    target = torch.device(device)
+    target = _device(device)
     wanted = _wanted_dtype(dtype, target, config)
     model = _build(config)
     _fill(model, _read_tensors(files, wanted, target), tied=bool(config.tie_word_embeddings))
     _restore_buffers(model, config, target)
     model.requires_grad_(False)
     model.eval()
-    generation = _generation_config(folder, config, tokenizer)
+    generation = generation_config(folder, config, tokenizer)
     known, held = tokenizer.get_vocab_size(), config.text_config.vocab_size
     if known > held:
         raise CheckpointError(f"tokenizer.json knows {known} tokens, the weights only {held}")
@@ -203,20 +205,30 @@ def _read_tensors(files: list[Path], dtype: torch.dtype, device: torch.device) -
 
 def _fill(model: Any, tensors: dict[str, torch.Tensor], *, tied: bool) -> None:
     """Put the tensors into the modules after checking that names and shapes agree one to one."""
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     if tied and _EMBEDDING in tensors:
         head = tensors.setdefault(_HEAD, tensors[_EMBEDDING])
         if head is not tensors[_EMBEDDING] and not torch.equal(head, tensors[_EMBEDDING]):
             raise CheckpointError(f"tensor {_HEAD} differs from the embedding, though the config ties them")
         tensors[_HEAD] = tensors[_EMBEDDING]
-    _refuse("missing", sorted(expected.keys() - tensors.keys()))
-    _refuse("not part of this architecture", sorted(tensors.keys() - expected.keys()))
-    for name, shape in expected.items():
-        if tuple(tensors[name].shape) != shape:
-            raise CheckpointError(f"tensor {name} has shape {tuple(tensors[name].shape)}, the config wants {shape}")
+    _compare(model, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     model.load_state_dict(tensors, strict=True, assign=True)
     if tied:
         model.lm_head.weight = model.model.language_model.embed_tokens.weight
+
+
+def refuse_wrong_tensors(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise CheckpointError unless names and shapes (today's layout) are exactly those of the configuration."""
+    tied = config.tie_word_embeddings and _EMBEDDING in shapes
+    _compare(_build(config), {_HEAD: shapes[_EMBEDDING], **shapes} if tied else shapes)
+
+
+def _compare(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    _refuse("missing", sorted(expected.keys() - shapes.keys()))
+    _refuse("not part of this architecture", sorted(shapes.keys() - expected.keys()))
+    for name, shape in expected.items():
+        if shapes[name] != shape:
+            raise CheckpointError(f"tensor {name} has shape {shapes[name]}, the config wants {shape}")
 
 
 def _refuse(what: str, names: list[str]) -> None:
@@ -231,7 +243,7 @@ def _restore_buffers(model: Any, config: Any, device: torch.device) -> None:
     They depend on the configuration only, so they are taken from a twin without layers.
     """
     raw = config.to_dict()
-    raw["text_config"] |= {"num_hidden_layers": 0, "layer_types": [], "vocab_size": 1, "pad_token_id": None}
+    raw["text_config"] |= {"num_hidden_layers": 0, "layer_types": [], "vocab_size": 1} | dict.fromkeys(_TOKENS)
     raw["vision_config"] |= {"depth": 0, "out_hidden_size": 1}
     twin = dict(Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(raw)).named_buffers())
     for name, buffer in list(model.named_buffers()):
@@ -241,7 +253,7 @@ def _restore_buffers(model: Any, config: Any, device: torch.device) -> None:
         setattr(model.get_submodule(owner), attribute, twin[name].to(device))
 
 
-def _generation_config(folder: Path, config: Any, tokenizer: Tokenizer) -> dict[str, Any]:
+def generation_config(folder: Path, config: Any, tokenizer: Tokenizer) -> dict[str, Any]:
     """`generation_config.json` (may be absent) with the mask token and the end tokens filled in."""
     file = folder / "generation_config.json"
     generation: dict[str, Any] = _read_json(file) if file.is_file() else {}
@@ -271,12 +283,22 @@ def _tokenizer_mask(folder: Path, tokenizer: Tokenizer) -> int | None:
     return None
 
 
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise SettingsError(f"device {name!r} is unknown; use cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(f"device {name!r} was asked for, but no CUDA device can be used here")
+    return device
+
+
 def _wanted_dtype(dtype: str | torch.dtype | None, device: torch.device, config: Any) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
     if isinstance(dtype, str):
         if dtype not in _DTYPES:
-            raise CheckpointError(f"dtype {dtype!r} is unknown; allowed: {', '.join(_DTYPES)}")
+            raise SettingsError(f"dtype {dtype!r} is unknown; allowed: {', '.join(_DTYPES)}")
         return _DTYPES[dtype]
     own = config.dtype
     return own if device.type != "cpu" and isinstance(own, torch.dtype) else torch.float32

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from echo_model import GenerationSettings, ReportEngine, block_diffusion_generate
+from echo_model.domain_score import FILE_NAME, DomainModel, fit_domain
+from echo_model.errors import CheckpointError, DeadlineExceeded, EngineClosed, ImageError, SettingsError
+from echo_model.images import preprocess
+from echo_model.prompt import build_prompt
+from unit.echo_model.tiny_checkpoint import IM_END, MASK, tiny_model, write_checkpoint
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("engine") / "tiny", tiny_model(3))
+
+
+@pytest.fixture
+def engine(checkpoint: Path) -> ReportEngine:
+    return ReportEngine.from_pretrained(checkpoint)
+
+
+def film(seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.random.default_rng(seed).integers(0, 256, (60, 50), dtype=np.uint8)
+
+
+@pytest.fixture
+def slow(engine: ReportEngine) -> Iterator[None]:
+    """Every pass of the language model takes 30 ms more."""
+    hook = engine.loaded.model.model.language_model.register_forward_hook(lambda *_: time.sleep(0.03))
+    yield
+    hook.remove()
+
+
+def test_a_report_is_what_block_decoding_gives(engine: ReportEngine) -> None:
+    loaded = engine.loaded
+    pixels, grid = preprocess(film(), loaded.image_config)
+    direct = block_diffusion_generate(
+        loaded.model,
+        torch.tensor(build_prompt(loaded.tokenizer, [4], instruction="Read.")),
+        torch.from_numpy(pixels),
+        torch.from_numpy(grid).unsqueeze(0),
+        mask_token_id=MASK,
+        eos_token_id=IM_END,
+        block_length=4,
+        gen_length=32,
+    )
+    report = engine.generate(film())
+    assert list(report.token_ids) == direct.token_ids
+    assert list(report.confidences) == pytest.approx(direct.confidences)
+    assert report.stats.forward_passes == direct.forward_passes
+    assert report.text == loaded.tokenizer.decode(direct.token_ids).strip()
+    assert report.revision == loaded.revision
+    assert {"missing_findings", "missing_impression"} <= set(report.flags), "random weights write no sections"
+    assert ("truncated" in report.flags) is not direct.ended
+    assert report.domain_score is None
+    assert [sentence.section for sentence in report.sentences] == ["findings"] * len(report.sentences)
+    assert report.stats.tokens_per_forward == len(direct.token_ids) / direct.forward_passes
+
+
+def test_settings_reach_the_decoder(engine: ReportEngine) -> None:
+    base = engine.generate(film())
+    assert engine.generate(film(), GenerationSettings(fused=False)).token_ids == base.token_ids
+    assert engine.generate(film(), GenerationSettings(gen_length=5)).token_ids == base.token_ids[:5]
+    steps = engine.generate(film(), GenerationSettings(block_length=8, denoising_steps=8))
+    assert steps.stats.tokens_per_forward < 2
+    assert engine.generate(film(), GenerationSettings(instruction="Other.")).token_ids != base.token_ids
+    assert engine.generate(film(), GenerationSettings(language="zh")).stats.prompt_tokens > base.stats.prompt_tokens
+    assert engine.generate([film(), film(1)]).stats.prompt_tokens == base.stats.prompt_tokens + 6
+    for wrong in (
+        GenerationSettings(block_length=2, denoising_steps=3),
+        GenerationSettings(gen_length=0),
+        GenerationSettings(language="fr"),  # type: ignore[arg-type]  # a caller without a type checker
+    ):
+        with pytest.raises(SettingsError):
+            engine.generate(film(), wrong)
+
+
+def test_streaming_adds_up_to_the_report(engine: ReportEngine) -> None:
+    stream = engine.stream(film())
+    blocks = []
+    while True:
+        try:
+            blocks.append(next(stream))
+        except StopIteration as end:
+            report = end.value
+            break
+    assert [token for block in blocks for token in block.token_ids] == list(report.token_ids)
+    assert report.text.startswith("".join(block.text for block in blocks).strip())
+    assert [block.index for block in blocks] == list(range(report.stats.blocks))
+    assert report.token_ids == engine.generate(film()).token_ids
+
+
+def test_many_threads_get_the_reports_they_would_get_alone(engine: ReportEngine) -> None:
+    alone = [engine.generate(film(seed)).token_ids for seed in range(6)]
+    assert len(set(alone)) > 1
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda seed: engine.generate(film(seed)).token_ids, range(6)))
+    assert together == alone
+    assert engine.active == 0
+
+
+@pytest.mark.usefixtures("slow")
+def test_the_deadline_ends_a_request_between_blocks_and_frees_its_slot(engine: ReportEngine) -> None:
+    blocks = []
+    with pytest.raises(DeadlineExceeded):  # noqa: PT012 - the blocks before the deadline are counted
+        for block in engine.stream(film(), timeout=0.12):
+            blocks.append(block)
+    assert 1 <= len(blocks) < 8
+    assert engine.active == 0
+    with pytest.raises(DeadlineExceeded):
+        engine.generate(film(), timeout=0.0)
+    assert engine.generate(film()).stats.blocks == 9
+
+
+def test_slots_bound_the_requests_in_progress(checkpoint: Path) -> None:
+    engine = ReportEngine.from_pretrained(checkpoint, max_slots=1)
+    stream = engine.stream(film())
+    next(stream)
+    assert engine.active == 1
+    with pytest.raises(DeadlineExceeded, match="waiting"):
+        engine.generate(film(), timeout=0.05)
+    stream.close()
+    assert engine.active == 0
+    assert engine.generate(film(), timeout=10.0).token_ids
+    with pytest.raises(SettingsError, match="max_slots"):
+        ReportEngine.from_pretrained(checkpoint, max_slots=0)
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_watchdog_sees_steps(engine: ReportEngine) -> None:
+    idle = engine.last_step_at
+    seen = set()
+    worker = threading.Thread(target=lambda: engine.generate(film()))
+    worker.start()
+    while worker.is_alive():
+        seen.add(engine.last_step_at)
+        time.sleep(0.005)
+    worker.join()
+    assert len(seen - {idle}) >= 5
+    assert engine.active == 0
+
+
+def test_a_bad_image_fails_its_own_request_only(engine: ReportEngine) -> None:
+    for bad in (np.full((9, 9), np.nan), np.zeros((0, 3), np.uint8), [], [film(), None], "film.png"):
+        with pytest.raises(ImageError):
+            engine.generate(bad)  # type: ignore[arg-type]  # wrong on purpose
+    assert engine.active == 0
+    assert engine.generate(film()).token_ids
+
+
+def test_a_closed_engine_refuses(engine: ReportEngine) -> None:
+    stream = engine.stream(film())
+    next(stream)
+    engine.close()
+    with pytest.raises(EngineClosed):
+        next(stream)
+    with pytest.raises(EngineClosed):
+        engine.generate(film())
+    assert engine.active == 0
+
+
+def test_images_unlike_the_training_images_are_flagged(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "tiny", tiny_model(3))
+    loaded = ReportEngine.from_pretrained(folder).loaded
+    ramp = np.linspace(40, 200, 56)
+
+    def like(seed: int) -> Any:
+        draw = np.random.default_rng(seed)
+        return (ramp[:, None] * draw.uniform(0.8, 1.0) + draw.normal(0, 5, (56, 56))).clip(0, 255).astype(np.uint8)
+
+    done: list[int] = []
+    fit_domain(loaded, (like(seed) for seed in range(400)), done.append).save(folder / FILE_NAME)
+    assert done == list(range(1, 401))
+    engine = ReportEngine.from_pretrained(folder)
+    inside = engine.generate(like(1000))
+    assert "out_of_domain" not in inside.flags
+    assert inside.domain_score is not None
+    assert inside.domain_score < 1.0
+    for outside in (film(), np.zeros((56, 56), np.uint8), 255 - like(1000)):
+        report = engine.generate(outside)
+        assert "out_of_domain" in report.flags
+        assert report.domain_score is not None
+        assert report.domain_score > 1.0
+    mixed = engine.generate([like(1), film()])
+    assert "out_of_domain" in mixed.flags, "one strange view makes the study strange"
+    (folder / FILE_NAME).write_bytes(b"no")
+    with pytest.raises(CheckpointError, match=FILE_NAME):
+        ReportEngine.from_pretrained(folder)
+    with pytest.raises(ValueError, match="too few"):
+        fit_domain(loaded, [like(1)])
+    with pytest.raises(CheckpointError):
+        DomainModel.load(folder / "model.safetensors")
+
+
+def test_importing_the_package_is_light() -> None:
+    """No torch, no second thread, no socket."""
+    code = (
+        "import socket, sys, threading\n"
+        "def refuse(*a, **k): raise AssertionError('network')\n"
+        "socket.socket.connect = refuse\n"
+        "import echo_model\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
+        "assert threading.active_count() == 1\n"
+        "assert echo_model.GenerationSettings().block_length is None\n"
+        "assert 'ReportEngine' in echo_model.__all__ and not hasattr(echo_model, 'nothing')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
