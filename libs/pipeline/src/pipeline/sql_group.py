@@ -40,6 +40,8 @@ class _View:
     """Owned partitions that stay, with their committed position."""
     take: tuple[Partition, ...]
     release: tuple[Partition, ...]
+    awaited: int
+    """Partitions of this member's share that another one alive has not given up yet."""
 
     @property
     def settled(self) -> bool:
@@ -70,8 +72,17 @@ class GroupMember:
         self._session_s = session_timeout_s
         self._clock = clock
         self._member = str(uuid.uuid4())
+        # Built once: they run every few seconds, and building costs more than running.
+        self._everyone = sa.select(members).where(members.c.group_name == group).order_by(members.c.member)
+        self._counts = sa.select(
+            sa.select(sa.func.count()).where(partitions.c.topic.in_(self.topics)).scalar_subquery(),
+            sa.select(sa.func.count())
+            .where(positions.c.group_name == group, positions.c.owner == self._member)
+            .scalar_subquery(),
+        )
         self._interval_s = min(session_timeout_s / 4, 2.0)
         self._next_look = 0.0
+        self._settled: object = None
         self._last_poll = 0.0
         self._leaving = threading.Event()
         self._beat: threading.Thread | None = None
@@ -82,6 +93,10 @@ class GroupMember:
         if now < self._next_look:
             return False
         with self._database.read() as connection:
+            signature = self._signature(connection)
+            if signature == self._settled:
+                self._next_look = time.monotonic() + self._interval_s
+                return False
             view = self._look(connection)
         if not view.settled:
             with self._database.write() as connection:
@@ -89,6 +104,8 @@ class GroupMember:
                 view = self._look(connection)
                 self._apply(connection, view)
                 view = self._look(connection)
+            signature = None
+        self._settled = signature if view.awaited == 0 else None
         self._next_look = time.monotonic() + self._interval_s
         if self._beat is None:
             # Handlers may take longer than the session: a thread says meanwhile that the member lives.
@@ -119,7 +136,7 @@ class GroupMember:
         if done.rowcount == 0:
             log.info("commit left out: the partition moved", extra={"group": self._group, "topic": topic})
             self.positions.pop(place, None)
-            self._next_look = 0.0
+            self._next_look, self._settled = 0.0, None
 
     def leave(self) -> None:
         """Give everything up at once; if the database is away, the session runs out instead."""
@@ -149,11 +166,21 @@ class GroupMember:
             return self._clock.now().timestamp()
         return float(connection.scalar(sa.text("SELECT extract(epoch FROM clock_timestamp())::double precision")) or 0)
 
-    def _look(self, connection: Connection) -> _View:
+    def _signature(self, connection: Connection) -> object:
+        """What must differ before anything can be to do: who lives, how many partitions there are and are mine."""
+        everyone, alive = self._members(connection)
+        return everyone, list(alive), tuple(connection.execute(self._counts).one())
+
+    def _members(self, connection: Connection) -> tuple[list[str], dict[str, list[str]]]:
+        """All members, and the topics of those that live."""
         now = self._now(connection)
-        everyone = connection.execute(sa.select(members).where(members.c.group_name == self._group)).all()
+        rows = connection.execute(self._everyone).all()
         # A heartbeat from the future means that the clock was set back: its sender, if alive, soon beats again.
-        alive = {m.member: json.loads(m.topics) for m in everyone if abs(now - m.heartbeat_at) <= m.session_s}
+        alive = {row.member: json.loads(row.topics) for row in rows if abs(now - row.heartbeat_at) <= row.session_s}
+        return [row.member for row in rows], alive
+
+    def _look(self, connection: Connection) -> _View:
+        everyone, alive = self._members(connection)
         held = {
             (row.topic, row.partition): row
             for row in connection.execute(sa.select(positions).where(positions.c.group_name == self._group))
@@ -167,14 +194,14 @@ class GroupMember:
         me = self._member
         mine = {place for place, owner in divide(places, alive).items() if owner == me}
         owned = {place: row.committed for place, row in held.items() if row.owner == me and me in alive}
+        take = sorted(p for p in mine - owned.keys() if held.get(p) is None or held[p].owner not in alive)
         return _View(
             alive=me in alive,
-            expired=tuple(m.member for m in everyone if m.member not in alive),
+            expired=tuple(member for member in everyone if member not in alive),
             owned={place: at for place, at in owned.items() if place in mine},
-            take=tuple(
-                sorted(p for p in mine - owned.keys() if held.get(p) is None or held[p].owner not in alive)
-            ),
+            take=tuple(take),
             release=tuple(sorted(owned.keys() - mine)),
+            awaited=len(mine - owned.keys()) - len(take),
         )
 
     def _apply(self, connection: Connection, view: _View) -> None:

@@ -1,4 +1,4 @@
-"""Tables of the embedded event log; `sql_bus` works on them. All names begin with `bus_`, so any database can host it."""
+"""Tables of the embedded event log, for `sql_bus`. All names begin with `bus_`, so that any database can host it."""
 
 from __future__ import annotations
 
