@@ -16,10 +16,13 @@ ENV_PREFIX = "ECHO_"
 S = TypeVar("S", bound="CommonSettings")
 
 
-class CommonSettings(BaseSettings):
-    """What every service has. The environment variable of a field is `ECHO_` + its name in capitals."""
-
+class _EchoSettings(BaseSettings):
+    # The base of all mixins: with several bases pydantic takes the configuration of the last one.
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore", hide_input_in_errors=False)
+
+
+class CommonSettings(_EchoSettings):
+    """What every service has. The environment variable of a field is `ECHO_` + its name in capitals."""
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
     log_identifiers: bool = Field(
@@ -29,7 +32,7 @@ class CommonSettings(BaseSettings):
     http_port: int = Field(8080, ge=0, le=65535, description="Port of `/healthz`, `/readyz`, `/metrics`; 0 takes a free one.")
 
 
-class DatabaseSettings(BaseSettings):
+class DatabaseSettings(_EchoSettings):
     """Mixed into services that keep state."""
 
     database_url: SecretStr = Field(
@@ -37,7 +40,7 @@ class DatabaseSettings(BaseSettings):
     )
 
 
-class BusSettings(BaseSettings):
+class BusSettings(_EchoSettings):
     """Mixed into services that publish or consume events."""
 
     bus_url: str = Field(
@@ -67,7 +70,7 @@ class BusSettings(BaseSettings):
     kafka_ca_file: str | None = Field(None, description="PEM file of the authority that signed the brokers' certificates.")
 
 
-class ObjectStoreSettings(BaseSettings):
+class ObjectStoreSettings(_EchoSettings):
     """Mixed into services that read or write objects."""
 
     object_store_url: str = Field(
