@@ -83,3 +83,32 @@ def test_wrong_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFix
         main(arguments)
     assert caught.value.code == 2
     assert "usage" in capsys.readouterr().err
+
+
+def test_phantoms_are_written_and_the_same_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "two"):
+        assert main(["phantoms", "--out", str(tmp_path / name), "--count", "2", "--seed", "4"]) == 0
+    assert "2 phantoms" in capsys.readouterr().out
+    for file in ("00000.png", "00001.png", "labels.jsonl"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    row = json.loads((tmp_path / "one" / "labels.jsonl").read_text().splitlines()[1])
+    assert {"id", "findings", "report", "raw_report"} <= row.keys()
+    (tmp_path / "file").write_text("")
+    assert main(["phantoms", "--out", str(tmp_path / "file"), "--count", "1"]) == 2
+
+
+def test_evaluate_measures_a_model_on_phantoms(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "result.json"
+    arguments = ["evaluate", "--model", str(checkpoint), "--phantoms", "3", "--seed", "9", "--gen-length", "8"]
+    assert main([*arguments, "--denoising-steps", "2", "--json", str(target)]) == 0
+    result = json.loads(target.read_text())
+    wanted = {"macro_f1", "micro_f1", "per_finding", "laterality_accuracy", "garbled_rate", "tokens_per_second"}
+    assert wanted <= result.keys()
+    assert result["count"] == 3
+    assert result["macro_f1"] == 0.0, "random weights know nothing"
+    assert result["settings"]["denoising_steps"] == 2
+    assert 1.0 <= result["tokens_per_forward"] <= 4.0
+    assert "macro_f1" in capsys.readouterr().out
+    assert main([*arguments, "--json", str(tmp_path / "absent" / "result.json")]) == 2

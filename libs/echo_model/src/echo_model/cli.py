@@ -7,12 +7,17 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from echo_model import demo_checkpoint_path
 from echo_model.errors import EchoModelError
 from echo_model.settings import GenerationSettings
+
+if TYPE_CHECKING:
+    from echo_model.engine import ReportEngine
+    from echo_model.report import Report
 
 NOTICE = "Not a medical device. The demo model was trained on drawn phantoms and has never seen a patient."
 
@@ -53,6 +58,20 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="everything as one JSON object")
     inspect.set_defaults(run=_inspect)
 
+    phantoms = commands.add_parser("phantoms", help="draw synthetic radiographs with known findings")
+    phantoms.add_argument("--out", type=Path, required=True, metavar="DIR")
+    phantoms.add_argument("--count", type=_positive, required=True)
+    phantoms.add_argument("--seed", type=_seed, default=0, help="same seed, same pixels and labels everywhere")
+    phantoms.add_argument("--dicom", action="store_true", help="a DICOM file beside each PNG")
+    phantoms.set_defaults(run=_phantoms)
+
+    evaluate = commands.add_parser("evaluate", help="measure a model on held-out phantoms")
+    _add_model(evaluate)
+    evaluate.add_argument("--phantoms", type=_positive, required=True, metavar="N")
+    evaluate.add_argument("--seed", type=_seed, default=None, help="series of phantoms (default: one held out)")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    _add_decoding(evaluate)
+    evaluate.set_defaults(run=_evaluate)
     return parser
 
 
@@ -75,13 +94,20 @@ def _positive(text: str) -> int:
     return number
 
 
+def _seed(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return number
+
+
 def _settings(args: argparse.Namespace) -> GenerationSettings:
     return GenerationSettings(
         block_length=args.block_length, gen_length=args.gen_length, denoising_steps=args.denoising_steps
     )
 
 
-def _engine(args: argparse.Namespace) -> Any:
+def _engine(args: argparse.Namespace) -> ReportEngine:
     from echo_model.engine import ReportEngine
 
     return ReportEngine.from_pretrained(args.model, device=args.device, dtype=args.dtype)
@@ -134,4 +160,58 @@ def _inspect(args: argparse.Namespace) -> int:
     if args.tensors:
         for name, tensor in tensors.items():
             print(f"  {name} {tensor['dtype']} {tuple(tensor['shape'])}")
+    return 0
+
+
+def _phantoms(args: argparse.Namespace) -> int:
+    from echo_model.data.export import export_phantoms
+
+    try:
+        export_phantoms(args.out, args.count, args.seed, args.dicom)
+    except ModuleNotFoundError as error:
+        print(f"echo-model: --dicom needs the package {error.name} (the extra echo-model[dicom])", file=sys.stderr)
+        return 2
+    print(f"{args.count} phantoms in {args.out}")
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from echo_model.evaluation import evaluate_phantoms
+    from echo_model.evaluation.phantoms import HELD_OUT_SEED
+    from echo_model.guards import GARBLED, OUT_OF_DOMAIN
+
+    if args.json is not None and not args.json.absolute().parent.is_dir():
+        raise EchoModelError(f"{args.json}: its folder does not exist")  # told before the work, not after
+    engine, settings = _engine(args), _settings(args)
+    reports: list[Report] = []
+
+    def generate(images: list[Any]) -> list[str]:
+        made = [engine.generate(image, settings) for image in images]
+        reports.extend(made)
+        return [report.text for report in made]
+
+    def progress(done: int) -> None:
+        print(f"\r{done}/{args.phantoms}", end="" if done < args.phantoms else "\n", file=sys.stderr, flush=True)
+
+    seed = HELD_OUT_SEED if args.seed is None else args.seed
+    result = evaluate_phantoms(generate, args.phantoms, seed, progress=progress)
+    own = reports[: args.phantoms]  # what follows are the controls
+    sentences = [sentence for report in own for sentence in report.sentences]
+    tokens = sum(report.stats.tokens for report in own)
+    result |= {
+        "model": {"id": own[0].model_id, "revision": own[0].revision},
+        "settings": asdict(settings.rules(engine.loaded.generation_config)),
+        "garbled_rate": sum(not GARBLED.isdisjoint(sentence.flags) for sentence in sentences) / max(1, len(sentences)),
+        "out_of_domain_rate": sum(OUT_OF_DOMAIN in report.flags for report in own) / len(own),
+        "tokens_per_forward": tokens / sum(report.stats.forward_passes for report in own),
+        "tokens_per_second": tokens / sum(report.stats.decode_seconds for report in own),
+    }
+    if args.json is not None:
+        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    for name in ("macro_f1", "micro_f1", "laterality_accuracy", "exact", *list(result)[-4:]):
+        print(f"{name:<20} {result[name]:.3f}")
+    for name, scores in result["per_finding"].items():
+        print(f"  {name:<18} F1 {scores['f1']:.3f}  ({scores['tp'] + scores['fn']} present)")
+    for name, scores in result["controls"].items():
+        print(f"control {name}: macro F1 {scores['macro_f1']:.3f}")
     return 0
