@@ -31,9 +31,11 @@ class Features:
             raise ValueError(f"{path} holds {self._values.shape[0]} phantoms, not {count}: use another work folder")
 
     @torch.no_grad()
-    def fill(self, visual: Any, corpus: Corpus, *, say: Callable[[str], None] = lambda line: None) -> None:
-        """Compute what is missing with the trained tower."""
-        missing = np.flatnonzero(np.asarray(self._done) == 0)
+    def fill(
+        self, visual: Any, corpus: Corpus, count: int, *, say: Callable[[str], None] = lambda line: None
+    ) -> None:
+        """Compute what is missing of the first ``count`` phantoms with the trained tower."""
+        missing = np.flatnonzero(np.asarray(self._done[:count]) == 0)
         started = shown = time.monotonic()
         for start in range(0, len(missing), 32):
             rows = missing[start : start + 32]

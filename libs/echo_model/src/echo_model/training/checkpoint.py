@@ -1,0 +1,124 @@
+"""Writes a trained demonstration model as a Hugging Face checkpoint folder: safetensors, settings, tokenizer, card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+
+from echo_model.data.phantoms import generate_phantom
+from echo_model.data.tokenizer import EOS, MASK, PAD, save_tokenizer, special_ids
+from echo_model.domain_score import FILE_NAME, fit_domain
+from echo_model.model import load_model
+from echo_model.training.shape import IMAGES, QUESTION
+
+BLOCK: Final = 8
+MODEL_ID: Final = "echo-demo-phantom"
+_DOMAIN_SEED: Final = 31_415
+_DOMAIN_IMAGES: Final = 1_200
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def generation_settings(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Content of ``generation_config.json``: several denoising steps a block, with the thresholds it was measured at."""
+    ids = special_ids(tokenizer)
+    return {
+        "model_id": MODEL_ID,
+        "eos_token_id": ids[EOS],
+        "pad_token_id": ids[PAD],
+        "mask_token_id": ids[MASK],
+        "block_length": BLOCK,
+        "denoising_steps": BLOCK,
+        "remasking_strategy": "low_confidence_dynamic",
+        "confidence_threshold": 0.85,
+        "gen_length": 160,
+        "instruction": QUESTION,
+    }
+
+
+def write_checkpoint(model: Any, tokenizer: Tokenizer, out: Path) -> None:
+    """Write weights (float16; a tied head is left out) and every settings file into ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.detach().to(torch.float16).contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    config = model.config.to_dict() | {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "dtype": "float32"}
+    config["mask_token_id"] = special_ids(tokenizer)[MASK]
+    _write_json(out / "config.json", config)
+    _write_json(out / "generation_config.json", generation_settings(tokenizer))
+    _write_json(out / "preprocessor_config.json", IMAGES.to_json())
+    save_tokenizer(tokenizer, out)
+
+
+def write_domain(out: Path, *, images: int = _DOMAIN_IMAGES, say: Callable[[str], None] = lambda line: None) -> None:
+    """Fit and write what tells an image of another kind from a phantom."""
+
+    def progress(done: int) -> None:
+        if done % 200 == 0:
+            say(f"domain  {done}/{images}")
+
+    pictures = (generate_phantom(_DOMAIN_SEED, index).image for index in range(images))
+    fit_domain(load_model(out), pictures, progress).save(out / FILE_NAME)
+
+
+def write_card(out: Path, result: dict[str, Any], plan: dict[str, Any]) -> None:
+    """Write ``evaluation.json`` and the model card with the measured figures."""
+    _write_json(out / "evaluation.json", {"phantoms": result, "plan": plan})
+    blank, other = result["controls"]["blank_image"], result["controls"]["next_image"]
+    rows = "\n".join(
+        f"| {name.replace('_', ' ')} | {s['f1']:.3f} | {s['precision']:.3f} | {s['recall']:.3f} | {s['tp'] + s['fn']} |"
+        for name, s in result["per_finding"].items()
+    )
+    (out / "MODEL_CARD.md").write_text(
+        f"""# {MODEL_ID}
+
+A demonstration of the program, **not a medical device**. It was trained only on PhantomCXR, synthetic drawings of
+chest radiographs that the program makes itself. **It has never seen a patient, and must not be used for one.** What it
+writes about a real radiograph means nothing.
+
+## What it is
+
+The architecture of Qwen2.5-VL with 5.8 million weights: a vision tower of 4 layers reads a grey image of
+168 x 168 pixels (36 visual tokens), a language model of 4 layers writes the report by block diffusion: blocks of
+{BLOCK} tokens, each denoised in up to {BLOCK} steps. A wrong kind of image is flagged by `domain.safetensors`.
+
+## How it was trained
+
+On {plan["phantoms"]:,} phantoms (series {plan["train_seed"]}), one thread of a CPU, three stages:
+
+1. the vision tower as a classifier with labels for every visual token, {plan["tower_samples"]:,} samples;
+2. the language model left to right with the tower frozen, {plan["ar_samples"]:,} samples;
+3. block diffusion by RAD (arXiv 2604.09450) with two complementary noisy copies, {plan["rad_samples"]:,} samples.
+
+To train it again: `python -m echo_model.training.demo --work DIR --out DIR` (seeds fixed; sums may round differently
+on another processor).
+
+## What was measured
+
+{result["count"]} phantoms of a series that no training has seen (seed {result["seed"]}), with the settings it ships with,
+findings read from the text by the rules of `echo_model.data.findings`:
+
+| | this model | given a blank image | scored on another image |
+|---|---|---|---|
+| macro F1 over {len(result["per_finding"])} findings | **{result["macro_f1"]:.3f}** | {blank["macro_f1"]:.3f} | {other["macro_f1"]:.3f} |
+| micro F1 | {result["micro_f1"]:.3f} | {blank["micro_f1"]:.3f} | {other["micro_f1"]:.3f} |
+| right side, where a side is stated | {result["laterality_accuracy"]:.3f} | {blank["laterality_accuracy"]:.3f} | {other["laterality_accuracy"]:.3f} |
+| reports with every finding and side right | {result["exact"]:.3f} | {blank["exact"]:.3f} | {other["exact"]:.3f} |
+
+| finding | F1 | precision | recall | phantoms with it |
+|---|---|---|---|---|
+{rows}
+
+## Licence
+
+The same as the program's. Everything it was trained on was drawn by the program.
+""",
+        encoding="utf-8",
+    )
