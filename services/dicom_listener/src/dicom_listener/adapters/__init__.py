@@ -1,0 +1,1 @@
+"""pynetdicom and SQLAlchemy behind the ports."""

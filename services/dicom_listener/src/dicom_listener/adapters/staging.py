@@ -1,0 +1,141 @@
+"""An object on its way in: written to the staging folder as it arrives, hashed on the way, never decoded."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import mmap
+import uuid
+from pathlib import Path
+from typing import IO
+
+from pydicom.dataset import FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import UID
+
+from dicom_listener.domain.header import ObjectHeader, read_header
+from dicom_listener.domain.refusals import Reason, Refused
+from pipeline.store import ObjectStore
+
+# Constant over releases, so that the same data set always makes the same file and duplicates are recognised.
+_IMPLEMENTATION_CLASS_UID = "2.25.229447813905537011275319837465019283746"
+_IMPLEMENTATION_VERSION_NAME = "ECHO-CXR-1"
+_PREFIX = "dicom-"
+
+
+def part10_header(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
+    """Preamble, prefix and file meta information (PS3.10 section 7.1) before a data set."""
+    meta = FileMetaDataset()
+    meta.FileMetaInformationVersion = b"\x00\x01"
+    meta.MediaStorageSOPClassUID = UID(sop_class_uid)
+    meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
+    meta.TransferSyntaxUID = UID(transfer_syntax_uid)
+    meta.ImplementationClassUID = UID(_IMPLEMENTATION_CLASS_UID)
+    meta.ImplementationVersionName = _IMPLEMENTATION_VERSION_NAME
+    buffer = DicomBytesIO()
+    write_file_meta_info(buffer, meta)
+    return b"\x00" * 128 + b"DICM" + buffer.getvalue()
+
+
+def clear_leftovers(staging: Path) -> int:
+    """Remove what an earlier process left half written; nothing in there was ever acknowledged."""
+    leftovers = list(staging.glob(f"{_PREFIX}*"))
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+    return len(leftovers)
+
+
+class IncomingFile:
+    """Implements `ports.StagedFile`, and of Python's file protocol as much as pynetdicom uses.
+
+    A refusal known from the start, or an error while writing, lets the rest of the bytes pass by unwritten: the
+    association stays usable, and the sender gets a status for the object instead of a broken connection.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        sop_class_uid: str,
+        sop_instance_uid: str,
+        transfer_syntax_uid: str,
+        refused: Refused | None,
+    ) -> None:
+        self.sop_class_uid = sop_class_uid
+        self.sop_instance_uid = sop_instance_uid
+        self.transfer_syntax_uid = transfer_syntax_uid
+        self.size_bytes = 0
+        self.data_set_offset = 0
+        self._store = store
+        self._refused = refused
+        self._hash = hashlib.sha256()
+        self._stream: IO[bytes] | None = None
+        self._path = store.staging_dir() / f"{_PREFIX}{uuid.uuid4().hex}.part"
+        self.name = str(self._path)  # pynetdicom unlinks this name after the handler; by then it has moved
+        self.file = self  # pynetdicom flushes `.file` after each fragment, which buffered writing does not need
+        if refused is None:
+            try:
+                self._stream = self._path.open("wb", buffering=1 << 20)
+            except OSError as error:
+                self._fail(error)
+            else:
+                self.write(part10_header(sop_class_uid, sop_instance_uid, transfer_syntax_uid))
+                self.data_set_offset = self.size_bytes
+
+    def write(self, data: bytes) -> None:
+        """Append; an error is remembered for `finish` and not raised."""
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(data)
+        except OSError as error:
+            self._fail(error)
+            return
+        self._hash.update(data)
+        self.size_bytes += len(data)
+
+    def flush(self) -> None:
+        """Nothing: durability comes once, when the object is moved into the store."""
+
+    def close(self) -> None:
+        """Write out the buffer; an error is remembered for `finish`."""
+        if self._stream is None:
+            return
+        stream, self._stream = self._stream, None
+        try:
+            stream.close()
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        self._refused = Refused(Reason.STORE_UNAVAILABLE, "no space left" if full else f"error {error.errno}")
+        self.discard()
+
+    def finish(self) -> str:
+        """Close and return the SHA-256 of the file; raises `Refused` if there is none."""
+        self.close()
+        if self._refused is not None:
+            raise self._refused
+        return self._hash.hexdigest()
+
+    def header(self) -> ObjectHeader:
+        """Index the data set through a memory map, of which only the header's pages are touched."""
+        with self._path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return read_header(data, self.data_set_offset, self.transfer_syntax_uid)
+
+    def put(self, key: str) -> None:
+        """Move into the store. Whatever goes wrong there, the sender should try again later."""
+        try:
+            self._store.put_file(self._path, key)
+        except Exception as error:
+            raise Refused(Reason.STORE_UNAVAILABLE, type(error).__name__) from error
+
+    def discard(self) -> None:
+        """Close and remove what is left."""
+        if self._stream is not None:
+            stream, self._stream = self._stream, None
+            with contextlib.suppress(OSError):  # a full disk cannot take the buffer; the file goes anyway
+                stream.close()
+        self._path.unlink(missing_ok=True)

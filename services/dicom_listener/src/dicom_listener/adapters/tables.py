@@ -1,0 +1,104 @@
+"""The listener's tables."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from pipeline.outbox import Outbox
+
+
+class UtcDateTime(sa.TypeDecorator[datetime]):
+    """Aware times on both databases: SQLite forgets the zone, which is always UTC."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """To UTC."""
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
+        """With its zone."""
+        if not isinstance(value, datetime):
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = sa.MetaData()
+outbox = Outbox(metadata)
+
+_identity = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
+studies = sa.Table(
+    "studies",
+    metadata,
+    sa.Column("study_instance_uid", sa.Text, primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),  # open | complete
+    sa.Column("reason", sa.Text),
+    sa.Column("opened_at", UtcDateTime, nullable=False),
+    sa.Column("first_received_at", UtcDateTime, nullable=False),
+    sa.Column("last_received_at", UtcDateTime, nullable=False),
+    sa.Column("released_at", UtcDateTime),
+    sa.Column("completed_at", UtcDateTime),
+    sa.Column("instance_count", sa.Integer, nullable=False),
+    sa.Column("accession_number", sa.Text, index=True),
+    sa.Column("patient_id", sa.Text, index=True),
+    sa.Column("fields", sa.JSON, nullable=False),
+    sa.Column("calling_ae_titles", sa.JSON, nullable=False),
+    sa.Column("called_ae_title", sa.Text, nullable=False),
+    sa.Index(
+        "studies_open",
+        "study_instance_uid",
+        sqlite_where=sa.text("state = 'open'"),
+        postgresql_where=sa.text("state = 'open'"),
+    ),
+)
+
+instances = sa.Table(
+    "instances",
+    metadata,
+    sa.Column("id", _identity, primary_key=True, autoincrement=True),
+    sa.Column("sop_instance_uid", sa.Text, nullable=False),
+    sa.Column("study_instance_uid", sa.Text, nullable=False),
+    sa.Column("series_instance_uid", sa.Text, nullable=False),
+    sa.Column("sop_class_uid", sa.Text, nullable=False),
+    sa.Column("transfer_syntax_uid", sa.Text, nullable=False),
+    sa.Column("study_version", sa.Integer),  # null: kept beside a valid one, belongs to no version
+    sa.Column("valid", sa.Boolean, nullable=False),
+    sa.Column("object_key", sa.Text, nullable=False),
+    sa.Column("sha256", sa.Text, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("received_at", UtcDateTime, nullable=False),
+    sa.Column("calling_ae_title", sa.Text, nullable=False),
+    sa.Column("duplicates", sa.Integer, nullable=False),
+    sa.Column("fields", sa.JSON, nullable=False),
+    sa.UniqueConstraint("sop_instance_uid", "sha256", name="instances_content"),
+    sa.Index("instances_of_study", "study_instance_uid"),
+    sa.Index(
+        "instances_valid",
+        "sop_instance_uid",
+        unique=True,
+        sqlite_where=sa.text("valid = 1"),
+        postgresql_where=sa.text("valid"),
+    ),
+)
+
+refusals = sa.Table(
+    "refusals",
+    metadata,
+    sa.Column("id", _identity, primary_key=True, autoincrement=True),
+    sa.Column("at", UtcDateTime, nullable=False, index=True),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("calling_ae_title", sa.Text, nullable=False),
+    sa.Column("called_ae_title", sa.Text, nullable=False),
+    sa.Column("address", sa.Text, nullable=False),
+    sa.Column("accession_number", sa.Text),
+    sa.Column("sop_class_uid", sa.Text),
+    sa.Column("quarantine_key", sa.Text),
+)

@@ -1,0 +1,115 @@
+"""The composition root: builds the listener from its settings and runs it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dicom_listener.adapters.ledger import SqlLedger
+from dicom_listener.adapters.scp import ScpOptions, StorageScp
+from dicom_listener.adapters.staging import clear_leftovers
+from dicom_listener.adapters.tables import outbox
+from dicom_listener.domain.completeness import Rules
+from dicom_listener.domain.watermark import Watermark
+from dicom_listener.handlers.associations import Associations
+from dicom_listener.handlers.complete import CompletenessLoop
+from dicom_listener.handlers.receive import Receiver
+from dicom_listener.settings import ListenerSettings
+from pipeline.buses import make_bus
+from pipeline.clock import SystemClock
+from pipeline.database import Database
+from pipeline.events import ALL_TOPICS
+from pipeline.outbox import OutboxRelay
+from pipeline.service import ServiceRunner
+from pipeline.settings import load_settings
+from pipeline.store import ObjectStore, make_object_store
+
+log = logging.getLogger(__name__)
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def free_bytes(store: ObjectStore) -> int:
+    """Space left where an object needs it: in the staging folder, and in the store if it knows."""
+    stat = os.statvfs(store.staging_dir())
+    staging = stat.f_bavail * stat.f_frsize
+    stored = store.free_bytes()
+    return staging if stored is None else min(staging, stored)
+
+
+def bind_scp(
+    settings: ListenerSettings, receiver: Receiver, associations: Associations, store: ObjectStore, clock: SystemClock
+) -> StorageScp:
+    """The SCP on its port; a port that cannot be had ends the process with status 2."""
+    options = ScpOptions(
+        host=settings.dicom_host,
+        port=settings.dicom_port,
+        ae_title=settings.ae_title,
+        require_called_aet=settings.require_called_aet,
+        maximum_associations=settings.maximum_associations,
+        maximum_pdu_bytes=settings.maximum_pdu_bytes,
+        network_timeout_seconds=settings.network_timeout_seconds,
+    )
+    try:
+        return StorageScp(options, receiver, associations, store, clock)
+    except OSError as error:
+        why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound ({error.strerror})"
+        sys.stderr.write(
+            f"wrong setting ECHO_DICOM_PORT: port {settings.dicom_port} on {settings.dicom_host} {why}; "
+            "set another one or stop what uses it\n"
+        )
+        raise SystemExit(2) from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the service until it is told to stop; returns the exit status."""
+    settings = load_settings(
+        ListenerSettings, "Receives DICOM objects (C-STORE), keeps them and announces completed studies.", argv
+    )
+    runner = ServiceRunner("dicom-listener", settings)
+    clock = SystemClock()
+    database = Database(settings.database_url.get_secret_value())
+    runner.on_stop(database.close)
+    database.migrate(MIGRATIONS)
+    store = make_object_store(settings)
+    leftovers = clear_leftovers(store.staging_dir())
+    if leftovers:
+        log.info("half received objects of an earlier process removed", extra={"files": leftovers})
+    bus = make_bus(settings)
+    runner.on_stop(bus.close)
+    bus.ensure_topics(ALL_TOPICS)
+    producer = bus.producer()
+    runner.on_stop(producer.close)
+
+    associations = Associations()
+    ledger = SqlLedger(database, settings.duplicate_policy)
+    rules = Rules(settings.quiet_seconds, settings.release_seconds, settings.maximum_age_seconds)
+    receiver = Receiver(
+        store,
+        ledger,
+        associations,
+        clock,
+        Watermark(settings.min_free_bytes, settings.resume_free_bytes),
+        lambda: free_bytes(store),
+    )
+    completeness = CompletenessLoop(ledger, associations, rules, clock)
+    completeness.adopt()
+    scp = bind_scp(settings, receiver, associations, store, clock)
+
+    runner.add_loop("completeness", completeness.run)
+    runner.add_loop("outbox", OutboxRelay(database, outbox, producer, clock).run)
+
+    def listen() -> None:
+        scp.start()
+        log.info("listening", extra={"dicom_port": scp.port, "ae_title": settings.ae_title})
+
+    return runner.run(
+        {"database": database.ping, "object_store": store.ping, "dicom_port": scp.check},
+        on_ready=listen,
+        before_join=lambda: scp.drain(settings.drain_seconds),
+        ready_fields={"dicom_port": scp.port},
+    )

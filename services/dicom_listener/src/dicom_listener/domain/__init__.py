@@ -1,0 +1,1 @@
+"""Pure rules of receiving: no input or output, no clock, no framework."""

@@ -1,0 +1,1 @@
+"""Use cases: an object arrives, an association ends, a study becomes complete."""

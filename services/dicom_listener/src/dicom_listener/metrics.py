@@ -1,0 +1,18 @@
+"""Prometheus metrics of the listener."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+ASSOCIATIONS = Counter("echo_dicom_associations_total", "Associations by how they went", ["outcome"])
+OBJECTS = Counter("echo_dicom_objects_total", "C-STORE requests answered, by DIMSE status in hexadecimal", ["status"])
+RECORDED = Counter("echo_dicom_objects_recorded_total", "Objects acknowledged, by what became of them", ["outcome"])
+REFUSALS = Counter("echo_dicom_refusals_total", "Objects refused, by reason", ["reason"])
+BYTES = Counter("echo_dicom_received_bytes_total", "Bytes of acknowledged objects")
+STORE_SECONDS = Histogram(
+    "echo_dicom_store_seconds",
+    "From the last byte of an object to its durable acknowledgement",
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 30),
+)
+OPEN_STUDIES = Gauge("echo_dicom_open_studies", "Studies that are being received")
+COMPLETED = Counter("echo_dicom_studies_completed_total", "Study versions closed, by reason", ["reason"])

@@ -1,0 +1,113 @@
+"""What receiving needs from the world."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from typing import Protocol
+
+from dicom_listener.domain.completeness import CompletionReason, OpenStudy
+from dicom_listener.domain.header import ObjectHeader
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Who sent an object: AE titles without padding, and the network address."""
+
+    calling_ae_title: str
+    called_ae_title: str
+    address: str
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object that lies durable in the object store and is to be indexed."""
+
+    header: ObjectHeader
+    transfer_syntax_uid: str
+    object_key: str
+    sha256: str
+    size_bytes: int
+    peer: Peer
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What the table `refusals` keeps. `text` has no identifiers; the accession number lets a person find it."""
+
+    reason: str
+    status: int
+    text: str
+    peer: Peer
+    accession_number: str | None = None
+    sop_class_uid: str | None = None
+    quarantine_key: str | None = None
+
+
+class Recorded(Enum):
+    """What became of a stored object in the index."""
+
+    NEW = "new"
+    REPLACED = "replaced"
+    DUPLICATE = "duplicate"
+    KEPT_BESIDE = "kept_beside"
+
+
+class Ledger(Protocol):
+    """The service's database. Every method is one transaction and raises SQLAlchemy's errors when that fails."""
+
+    def record(self, stored: StoredObject, now: datetime) -> Recorded:
+        """Index an object; with it, in the same transaction, the event of a study version that it opens."""
+        ...
+
+    def refuse(self, refusal: Refusal, now: datetime) -> None:
+        """Write down a refusal."""
+        ...
+
+    def open_studies(self) -> Sequence[OpenStudy]:
+        """All studies that are being received."""
+        ...
+
+    def mark_released(self, released: Mapping[str, datetime]) -> None:
+        """Enter when the last association of each study was released."""
+        ...
+
+    def mark_abandoned(self, now: datetime) -> int:
+        """At start: associations that died with the earlier process count as released. Returns how many studies."""
+        ...
+
+    def complete(self, study: OpenStudy, reason: CompletionReason, now: datetime) -> bool:
+        """Close the version and write its event; false when the study has changed in the meantime."""
+        ...
+
+    def forget_refusals(self, before: datetime) -> None:
+        """Delete refusals older than that."""
+        ...
+
+
+class StagedFile(Protocol):
+    """An object on its way in: preamble, file meta and the data set as received, in the staging folder."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    size_bytes: int
+    data_set_offset: int
+
+    def finish(self) -> str:
+        """Close the file and return its SHA-256; raises `Refused` when writing had failed or was not allowed."""
+        ...
+
+    def header(self) -> ObjectHeader:
+        """Index the data set; raises `Refused`."""
+        ...
+
+    def put(self, key: str) -> None:
+        """Move the file into the object store; durable on return."""
+        ...
+
+    def discard(self) -> None:
+        """Remove the file if it is still there."""
+        ...

@@ -1,0 +1,62 @@
+"""Settings of the listener."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from pipeline.settings import BusSettings, CommonSettings, DatabaseSettings, ObjectStoreSettings
+
+
+class ListenerSettings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSettings):
+    """Everything that can be set from outside."""
+
+    ae_title: str = Field(
+        "ECHO",
+        max_length=16,
+        pattern=r"^[\x20-\x5b\x5d-\x7e]*[\x21-\x5b\x5d-\x7e][\x20-\x5b\x5d-\x7e]*$",
+        description="AE title of this Storage SCP: 1 to 16 ASCII characters without backslash.",
+    )
+    require_called_aet: bool = Field(False, description="Reject associations that call another AE title.")
+    dicom_host: str = Field("0.0.0.0", description="Address of the DICOM port.")
+    dicom_port: int = Field(11112, ge=0, le=65535, description="DICOM port; 0 takes a free one, shown in the log.")
+    maximum_associations: int = Field(
+        32, ge=1, le=1000, description="Associations at the same time; further ones are rejected as transient."
+    )
+    maximum_pdu_bytes: int = Field(
+        131_072, ge=4_096, le=4_194_304, description="Largest P-DATA-TF that peers are told to send."
+    )
+    network_timeout_seconds: float = Field(
+        60.0, gt=0, le=3600, description="An association silent for this long is aborted."
+    )
+    drain_seconds: float = Field(
+        20.0, ge=0, le=600, description="After SIGTERM, running associations get this long to finish."
+    )
+    quiet_seconds: float = Field(
+        30.0, gt=0, le=86_400, description="A study without a new object for this long is complete."
+    )
+    release_seconds: float = Field(
+        5.0, ge=0, le=86_400, description="A study is complete this long after its last association was released."
+    )
+    maximum_age_seconds: float = Field(
+        3600.0, gt=0, le=604_800, description="A study version open for this long is complete, whatever still arrives."
+    )
+    min_free_bytes: int = Field(
+        512 * 2**20, ge=0, description="With less free space than this objects are refused (A700H)."
+    )
+    resume_free_bytes: int = Field(
+        768 * 2**20, ge=0, description="Objects are accepted again from this much free space on; >= min_free_bytes."
+    )
+    duplicate_policy: Literal["keep_first", "replace"] = Field(
+        "keep_first",
+        description="Same SOP Instance UID with other bytes: the first stays the valid one, or the last replaces it.",
+    )
+
+    @field_validator("resume_free_bytes")
+    @classmethod
+    def _above_minimum(cls, value: int, info: ValidationInfo) -> int:
+        minimum = info.data.get("min_free_bytes", 0)
+        if value < minimum:
+            raise ValueError(f"must be at least ECHO_MIN_FREE_BYTES ({minimum})")
+        return value
