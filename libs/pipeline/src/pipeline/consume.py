@@ -20,8 +20,8 @@ from sqlalchemy.engine import Connection
 from pipeline.bus import Bus, Consumer, Message, Producer, Record
 from pipeline.clock import Clock
 from pipeline.database import Database, is_transient
-from pipeline.errors import InvalidEvent
-from pipeline.events import DEAD_LETTER, Event, dead_letter_topic
+from pipeline.errors import InvalidEvent, reason_of
+from pipeline.events import DEAD_LETTER, DEAD_LETTER_SUFFIX, Event, dead_letter_topic
 from pipeline.telemetry import DEAD_LETTERS, EVENTS_CONSUMED
 from pipeline.tracing import trace
 
@@ -60,7 +60,11 @@ class Inbox:
 
 
 class EventConsumer:
-    """Runs one consumer group's member over the topics of `handlers` (event type -> handler)."""
+    """Runs one consumer group's member over the topics of `handlers` (topic -> handler).
+
+    A topic is the type of its events, except that `<type>.dlq` carries dead letters. What cannot be read from a
+    dead-letter topic stays there and is passed over: there is no dead letter of a dead letter.
+    """
 
     def __init__(
         self,
@@ -100,7 +104,7 @@ class EventConsumer:
                     failures += 1
                     log.warning(
                         "consumer waits",
-                        extra={"group": self._group, "error": type(error).__name__, "failures": failures},
+                        extra={"group": self._group, "reason": reason_of(error), "failures": failures},
                     )
                     self._clock.wait(stop, min(5.0, 0.1 * 2**failures))
         finally:
@@ -118,13 +122,15 @@ class EventConsumer:
         for index, record in enumerate(records):
             try:
                 finished = not stop.is_set() and self._handle(record, stop)
+                if finished:
+                    self._consumer.commit(record)
             except Exception:
+                # What was handled but not committed comes again, and the inbox passes over it.
                 self._give_back(records[index:])
                 raise
             if not finished:
                 self._give_back(records[index:])
                 return handled
-            self._consumer.commit(record)
             handled += 1
         return handled
 
@@ -137,7 +143,8 @@ class EventConsumer:
         """False when stopping came between attempts; raises when the world is not ready."""
         try:
             event = Event.from_bytes(record.value)
-            if event.type != record.topic:
+            expected = DEAD_LETTER if record.topic.endswith(DEAD_LETTER_SUFFIX) else record.topic
+            if event.type != expected:
                 raise InvalidEvent("unknown_type", f"an event of {event.type!r} on topic {record.topic!r}")
         except InvalidEvent as error:
             self._bury(record, error.code, str(error), attempts=1)
@@ -146,7 +153,7 @@ class EventConsumer:
             try:
                 with trace(event.traceparent), self._database.write() as connection:
                     if self._inbox.first_time(connection, self._group, event, self._clock):
-                        self._handlers[event.type](connection, event)
+                        self._handlers[record.topic](connection, event)
                 EVENTS_CONSUMED.labels(group=self._group, type=event.type).inc()
                 return True
             except Exception as error:
@@ -165,29 +172,31 @@ class EventConsumer:
 
     def _bury(self, record: Record, code: str, message: str, attempts: int) -> None:
         """Publish the dead letter; only then may the record's offset be committed."""
+        DEAD_LETTERS.labels(group=self._group, topic=record.topic, code=code).inc()
+        log.error("event buried", extra={"group": self._group, "topic": record.topic, "code": code})
+        if record.topic.endswith(DEAD_LETTER_SUFFIX):
+            return
         if self._producer is None:
             self._producer = self._bus.producer()
         letter = Event(
             type=DEAD_LETTER,
             source=f"/{self._group}",
-            subject=record.key or "unknown",
+            subject=record.key[:256] or "unknown",
             correlationid=f"{record.topic}/{record.partition}/{record.offset}",
             time=self._clock.now(),
             data={
                 "topic": record.topic,
                 "partition": record.partition,
                 "offset": record.offset,
-                "key": record.key,
+                "key": record.key[:512],
                 "value_base64": base64.b64encode(record.value).decode(),
                 "error_code": code,
-                "error_message": message,
+                "error_message": message[:1024],
                 "attempts": attempts,
                 "consumer": self._group,
             },
         )
         self._producer.publish([Message(dead_letter_topic(record.topic), record.key, letter.to_bytes())])
-        DEAD_LETTERS.labels(group=self._group, topic=record.topic, code=code).inc()
-        log.error("event buried", extra={"group": self._group, "topic": record.topic, "code": code})
 
     def close(self) -> None:
         """Leave the group."""

@@ -20,7 +20,11 @@ _MIGRATION_LOCK = 0x6563686F  # any fixed number: PostgreSQL advisory lock of th
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same statement may work later: the server is away, a lock timed out, the disk is full."""
-    return isinstance(error, TransientError | sa.exc.OperationalError | sa.exc.InterfaceError | sa.exc.TimeoutError)
+    if isinstance(error, sa.exc.DBAPIError):
+        if isinstance(error.orig, sqlite3.Error) and getattr(error.orig, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR:
+            return False  # a wrong statement or a missing table, which SQLite's driver also calls operational
+        return error.connection_invalidated or isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
+    return isinstance(error, TransientError | sa.exc.TimeoutError)
 
 
 class Database:
@@ -87,6 +91,4 @@ def _sqlite_engine(url: sa.URL, synchronous: str) -> Engine:
 
 
 def _postgresql_engine(url: sa.URL) -> Engine:
-    return sa.create_engine(
-        url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args={"connect_timeout": 5}
-    )
+    return sa.create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args={"connect_timeout": 5})

@@ -32,3 +32,8 @@ class InvalidEvent(PipelineError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
+
+
+def reason_of(error: BaseException) -> str:
+    """What a log line may say of an error: our own texts as they are, of others (which may quote data) the type."""
+    return str(error) if isinstance(error, PipelineError) else type(error).__name__

@@ -38,10 +38,12 @@ TOPICS: tuple[str, ...] = (
 )
 """One topic per event type, of the same name."""
 
+DEAD_LETTER_SUFFIX = ".dlq"
+
 
 def dead_letter_topic(topic: str) -> str:
     """The topic where events of `topic` go that no attempt could handle."""
-    return f"{topic}.dlq"
+    return topic + DEAD_LETTER_SUFFIX
 
 
 ALL_TOPICS: tuple[str, ...] = TOPICS + tuple(dead_letter_topic(topic) for topic in TOPICS)
@@ -94,6 +96,7 @@ class Event:
                 "data": self.data,
             },
             ensure_ascii=False,
+            allow_nan=False,
             separators=(",", ":"),
         ).encode()
 
@@ -101,20 +104,28 @@ class Event:
     def from_bytes(cls, payload: bytes) -> Event:
         """Read and validate; raises `InvalidEvent` with a code for each way it can be wrong."""
         try:
-            document = json.loads(payload)
-        except ValueError as error:
+            document = json.loads(payload, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:  # RecursionError: thousands of brackets
             raise InvalidEvent("not_json", "the payload is not JSON") from error
         schemas.check_envelope(document)
+        try:
+            time = parse_iso(document["time"])
+        except ValueError as error:  # a leap second, say: right in RFC 3339, unknown to Python
+            raise InvalidEvent("not_cloudevents", "at time: not a time of the calendar") from error
         return cls(
             type=document["type"],
             source=document["source"],
             subject=document["subject"],
             correlationid=document["correlationid"],
-            time=parse_iso(document["time"]),
+            time=time,
             data=document["data"],
             id=document["id"],
             traceparent=document["traceparent"],
         )
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON, although Python reads and writes it")
 
 
 def study_event(

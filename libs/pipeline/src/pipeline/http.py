@@ -49,9 +49,7 @@ def health_routes(checks: Mapping[str, Check], ready: threading.Event) -> list[B
     return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]
 
 
-def service_app(
-    checks: Mapping[str, Check], ready: threading.Event, routes: Sequence[BaseRoute] = ()
-) -> Starlette:
+def service_app(checks: Mapping[str, Check], ready: threading.Event, routes: Sequence[BaseRoute] = ()) -> Starlette:
     """A small ASGI application with the health routes first and the service's own behind them."""
     return Starlette(routes=[*health_routes(checks, ready), *routes])
 

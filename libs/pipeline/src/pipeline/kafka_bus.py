@@ -23,7 +23,8 @@ from kafka.protocol.consumer import OffsetSpec
 
 from pipeline.bus import Message, Record
 from pipeline.errors import BusUnavailable
-from pipeline.kafka_client import MAX_MESSAGE_BYTES, build, explain, translated
+from pipeline.events import DEAD_LETTER_SUFFIX
+from pipeline.kafka_client import MAX_EVENT_BYTES, MAX_LETTER_BYTES, build, explain, translated
 from pipeline.settings import BusSettings
 from pipeline.telemetry import EVENTS_PUBLISHED
 
@@ -68,7 +69,7 @@ class KafkaBus:
                 topic: {
                     "num_partitions": self._settings.bus_partitions,
                     "replication_factor": self._settings.bus_replication,
-                    "configs": {"max.message.bytes": str(MAX_MESSAGE_BYTES)},
+                    "configs": {"max.message.bytes": str(_largest(topic))},
                 }
                 for topic in missing
             }
@@ -166,7 +167,7 @@ class KafkaBusProducer:
                     enable_idempotence=True,
                     linger_ms=5,
                     batch_size=131_072,
-                    max_request_size=MAX_MESSAGE_BYTES,
+                    max_request_size=MAX_LETTER_BYTES,
                     max_block_ms=10_000,
                     # Longer than anybody waits above: a batch must not expire by itself while one behind it is sent.
                     delivery_timeout_ms=120_000,
@@ -300,6 +301,10 @@ class KafkaBusConsumer:
             except KafkaError as error:
                 # The broker is away: it drops the member when the session runs out.
                 log.warning("left the group without saying so", extra={"error": type(error).__name__})
+
+
+def _largest(topic: str) -> int:
+    return MAX_LETTER_BYTES if topic.endswith(DEAD_LETTER_SUFFIX) else MAX_EVENT_BYTES
 
 
 def _warm_up(client: Any, topics: Sequence[str]) -> None:

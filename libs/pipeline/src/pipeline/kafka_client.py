@@ -23,8 +23,11 @@ from kafka.net.compat import KafkaNetClient
 from pipeline.errors import BusUnavailable
 from pipeline.settings import BusSettings
 
-MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+MAX_EVENT_BYTES = 8 * 1024 * 1024
 """Largest event; a study of some thousand instances makes one of more than Kafka's default of 1 MiB."""
+
+MAX_LETTER_BYTES = 2 * MAX_EVENT_BYTES
+"""Largest dead letter: it carries the event in base64."""
 
 _CREDENTIALS = "check ECHO_KAFKA_USERNAME, ECHO_KAFKA_PASSWORD and ECHO_KAFKA_SASL_MECHANISM"
 
@@ -118,10 +121,12 @@ def _diagnosis(settings: BusSettings) -> str | None:
                     with _ssl_context(settings).wrap_socket(plain, server_hostname=host.strip("[]")):
                         pass
         except ssl.SSLCertVerificationError as error:
-            return f"the certificate of Kafka at {address} is not trusted ({error.verify_message}): check ECHO_KAFKA_CA_FILE"
+            why = error.verify_message
+            return f"the certificate of Kafka at {address} is not trusted ({why}): check ECHO_KAFKA_CA_FILE"
         except (ssl.SSLError, ConnectionResetError) as error:
             if reached:
-                return f"Kafka at {address} does not speak TLS ({type(error).__name__}): check ECHO_KAFKA_SECURITY_PROTOCOL={protocol}"
+                what = type(error).__name__
+                return f"Kafka at {address} does not speak TLS ({what}): check ECHO_KAFKA_SECURITY_PROTOCOL={protocol}"
         except (OSError, ValueError):
             continue
     if not reached:

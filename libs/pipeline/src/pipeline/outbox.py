@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -15,6 +17,7 @@ from sqlalchemy.engine import Connection
 from pipeline.bus import Message, Producer
 from pipeline.clock import Clock
 from pipeline.database import Database, is_transient
+from pipeline.errors import reason_of
 from pipeline.events import Event
 
 log = logging.getLogger(__name__)
@@ -35,8 +38,12 @@ class Outbox:
             sa.Column("payload", sa.LargeBinary, nullable=False),
             sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
             sa.Column("published_at", sa.DateTime(timezone=True)),
-            sa.Index("outbox_pending", "id", sqlite_where=sa.text("published_at IS NULL"),
-                     postgresql_where=sa.text("published_at IS NULL")),
+            sa.Index(
+                "outbox_pending",
+                "id",
+                sqlite_where=sa.text("published_at IS NULL"),
+                postgresql_where=sa.text("published_at IS NULL"),
+            ),
             sa.Index("outbox_published", "published_at"),
         )
         self.wakeup = threading.Event()
@@ -48,7 +55,7 @@ class Outbox:
                 topic=event.topic, key=event.key, payload=event.to_bytes(), created_at=event.time
             )
         )
-        self.wakeup.set()  # the relay may look before the commit; it then finds the row at its next look
+        self.wakeup.set()
 
 
 class OutboxRelay:
@@ -62,7 +69,8 @@ class OutboxRelay:
         clock: Clock,
         *,
         batch: int = 200,
-        idle_s: float = 0.05,
+        idle_s: float = 0.02,
+        idle_max_s: float = 0.5,
         keep: timedelta = timedelta(hours=24),
     ) -> None:
         self._database = database
@@ -71,6 +79,7 @@ class OutboxRelay:
         self._clock = clock
         self._batch = batch
         self._idle_s = idle_s
+        self._idle_max_s = idle_max_s
         self._keep = keep
         self._next_prune = 0.0
 
@@ -97,11 +106,11 @@ class OutboxRelay:
             self._mark(connection, rows)
         return len(rows)
 
-    def _publish_and_mark(self, connection: Connection, rows: list[sa.Row]) -> None:  # type: ignore[type-arg]  # rows of a Core select
+    def _publish_and_mark(self, connection: Connection, rows: Sequence[sa.Row[*tuple[Any, ...]]]) -> None:
         self._producer.publish([Message(row.topic, row.key, row.payload) for row in rows])
         self._mark(connection, rows)
 
-    def _mark(self, connection: Connection, rows: list[sa.Row]) -> None:  # type: ignore[type-arg]  # rows of a Core select
+    def _mark(self, connection: Connection, rows: Sequence[sa.Row[*tuple[Any, ...]]]) -> None:
         table = self._outbox.table
         connection.execute(
             table.update().where(table.c.id.in_([row.id for row in rows])).values(published_at=self._clock.now())
@@ -116,6 +125,7 @@ class OutboxRelay:
     def run(self, stop: threading.Event) -> None:
         """Relay until stopped; an unreachable bus or database is waited for, with growing pauses up to 5 s."""
         failures = 0
+        pause_s = self._idle_s
         while not stop.is_set():
             try:
                 published = self.relay_once()
@@ -127,9 +137,16 @@ class OutboxRelay:
                 if not is_transient(error):
                     raise
                 failures += 1
-                log.warning("outbox relay waits", extra={"error": type(error).__name__, "failures": failures})
+                log.warning("outbox relay waits", extra={"reason": reason_of(error), "failures": failures})
                 self._clock.wait(stop, min(5.0, 0.1 * 2**failures))
                 continue
-            if published == 0:
-                self._outbox.wakeup.wait(self._idle_s)
+            if published:
+                pause_s = self._idle_s
+            elif self._outbox.wakeup.wait(pause_s):
+                # Told before the commit: look soon and often for a while, then seldom again (other processes may
+                # write to the outbox, too).
                 self._outbox.wakeup.clear()
+                self._clock.wait(stop, self._idle_s)
+                pause_s = self._idle_s
+            else:
+                pause_s = min(pause_s * 1.5, self._idle_max_s)

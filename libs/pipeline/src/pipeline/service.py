@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from starlette.routing import BaseRoute
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 Loop = Callable[[threading.Event], None]
 """Runs until the event is set."""
+
+_DRAIN_S = 60.0
 
 
 class ServiceRunner:
@@ -80,8 +83,12 @@ class ServiceRunner:
         self.ready.clear()
         if before_join is not None:
             before_join()
+        deadline = time.monotonic() + _DRAIN_S
         for thread in threads:
-            thread.join(timeout=60)
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                log.error("loop did not end", extra={"loop": thread.name})
+                self._failed = True
         for action in reversed(self._on_stop):
             action()
         server.stop()
@@ -93,7 +100,7 @@ class ServiceRunner:
             loop(self.stop)
             if not self.stop.is_set():
                 raise RuntimeError(f"loop {name} ended by itself")
-        except Exception:
+        except BaseException:  # SystemExit, too, would end the thread without a word
             log.exception("loop died", extra={"loop": name})
             self._failed = True
             self.stop.set()
@@ -105,5 +112,7 @@ def claim_port(host: str, port: int, setting: str) -> socket.socket:
         return bind(host, port)
     except OSError as error:
         why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound ({error.strerror})"
-        sys.stderr.write(f"wrong setting {setting}: port {port} on {host} {why}; set another one or stop what uses it\n")
+        sys.stderr.write(
+            f"wrong setting {setting}: port {port} on {host} {why}; set another one or stop what uses it\n"
+        )
         raise SystemExit(2) from None

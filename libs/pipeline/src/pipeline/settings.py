@@ -7,13 +7,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 ENV_PREFIX = "ECHO_"
 S = TypeVar("S", bound="CommonSettings")
+_DATABASES = ("sqlite:///", "postgresql+psycopg://")
 
 
 class _EchoSettings(BaseSettings):
@@ -29,22 +30,32 @@ class CommonSettings(_EchoSettings):
         False, description="Write study UIDs and accession numbers to the log as they are instead of hashed."
     )
     http_host: str = Field("0.0.0.0", description="Address of the health and metrics port.")
-    http_port: int = Field(8080, ge=0, le=65535, description="Port of `/healthz`, `/readyz`, `/metrics`; 0 takes a free one.")
+    http_port: int = Field(
+        8080, ge=0, le=65535, description="Port of `/healthz`, `/readyz`, `/metrics`; 0 takes a free one."
+    )
 
 
 class DatabaseSettings(_EchoSettings):
     """Mixed into services that keep state."""
 
     database_url: SecretStr = Field(
-        description="The service's own database, as SQLAlchemy writes it: `postgresql+psycopg://user:password@host/name` or `sqlite:////path/file.sqlite3`."
+        description="The service's own database, as SQLAlchemy writes it: "
+        "`postgresql+psycopg://user:password@host/name` or `sqlite:////path/file.sqlite3`."
     )
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: SecretStr) -> SecretStr:
+        _one_of_schemes(value.get_secret_value(), *_DATABASES)
+        return value
 
 
 class BusSettings(_EchoSettings):
     """Mixed into services that publish or consume events."""
 
     bus_url: str = Field(
-        description="The event bus: `kafka://host:port[,host:port...]`, or a database for the embedded log: `sqlite:////path/bus.sqlite3`, `postgresql+psycopg://...`."
+        description="The event bus: `kafka://host:port[,host:port...]`, or a database for the embedded log: "
+        "`sqlite:////path/bus.sqlite3`, `postgresql+psycopg://...`."
     )
     bus_topic_prefix: str = Field(
         "",
@@ -52,12 +63,18 @@ class BusSettings(_EchoSettings):
         description="Put before every topic and consumer group, so that several systems can share one Kafka cluster.",
     )
     bus_partitions: int = Field(6, ge=1, le=512, description="Partitions of topics that this service creates.")
-    bus_replication: int = Field(1, ge=1, le=7, description="Replication factor of Kafka topics that this service creates.")
+    bus_replication: int = Field(
+        1, ge=1, le=7, description="Replication factor of Kafka topics that this service creates."
+    )
     bus_session_timeout_s: float = Field(
         6.0, ge=1, le=300, description="A group member silent for this long loses its partitions."
     )
     bus_retention_days: int = Field(
-        14, ge=1, le=3650, description="The embedded log deletes events that are older and that every group has consumed; Kafka has its own setting."
+        14,
+        ge=1,
+        le=3650,
+        description="The embedded log deletes events that are older and that every group has consumed "
+        "(Kafka has its own setting).",
     )
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="How brokers are spoken to."
@@ -67,7 +84,14 @@ class BusSettings(_EchoSettings):
     )
     kafka_username: str | None = Field(None, description="SASL user.")
     kafka_password: SecretStr | None = Field(None, description="SASL password.")
-    kafka_ca_file: str | None = Field(None, description="PEM file of the authority that signed the brokers' certificates.")
+    kafka_ca_file: str | None = Field(
+        None, description="PEM file of the authority that signed the brokers' certificates."
+    )
+
+    @field_validator("bus_url")
+    @classmethod
+    def _known_bus(cls, value: str) -> str:
+        return _one_of_schemes(value, "kafka://", *_DATABASES)
 
 
 class ObjectStoreSettings(_EchoSettings):
@@ -77,8 +101,21 @@ class ObjectStoreSettings(_EchoSettings):
         description="Where objects are kept: `file:///path` or `s3://bucket/prefix` (any S3-compatible service)."
     )
     s3_endpoint_url: str | None = Field(None, description="Endpoint of an S3-compatible service that is not AWS.")
-    s3_access_key: SecretStr | None = Field(None, description="Access key id; otherwise the environment's own credentials.")
+    s3_access_key: SecretStr | None = Field(
+        None, description="Access key id; otherwise the environment's own credentials."
+    )
     s3_secret_key: SecretStr | None = Field(None, description="Secret access key.")
+
+    @field_validator("object_store_url")
+    @classmethod
+    def _known_store(cls, value: str) -> str:
+        return _one_of_schemes(value, "file:///", "s3://")
+
+
+def _one_of_schemes(url: str, *schemes: str) -> str:
+    if not url.startswith(schemes):
+        raise ValueError(f"it must begin with {' or '.join(schemes)}")
+    return url
 
 
 def _default_text(info: FieldInfo) -> str:
@@ -95,9 +132,14 @@ def describe(cls: type[BaseSettings]) -> list[tuple[str, str, str, str]]:
         annotation = info.annotation
         kind = getattr(annotation, "__name__", None) if not getattr(annotation, "__args__", None) else str(annotation)
         kind = (kind or str(annotation)).replace("typing.", "").replace("pydantic.types.", "")
-        limits = [str(m).replace("Ge(ge=", ">= (").replace("Le(le=", "<= (").replace("Gt(gt=", "> (") for m in info.metadata]
-        limits = [text.replace("(", "").replace(")", "") for text in limits if text[:1] in "<>"]
-        rows.append((ENV_PREFIX + name.upper(), ", ".join([kind, *limits]), _default_text(info), info.description or ""))
+        limits = [
+            f"{sign} {limit:g}"
+            for rule in info.metadata
+            for attribute, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
+            if isinstance(limit := getattr(rule, attribute, None), int | float)
+        ]
+        text = info.description or ""
+        rows.append((ENV_PREFIX + name.upper(), ", ".join([kind, *limits]), _default_text(info), text))
     return rows
 
 
@@ -113,9 +155,10 @@ def load_settings(cls: type[S], description: str, argv: Sequence[str] | None = N
     try:
         return cls()
     except ValidationError as error:
-        for line in explain(cls, error):
-            print(line, file=sys.stderr)  # noqa: T201  # before logging exists; a person at a terminal reads it
-        raise SystemExit(2) from None
+        sys.stderr.write("".join(f"{line}\n" for line in explain(cls, error)))
+    except SettingsError as error:  # a list or mapping that is not JSON; the text names the field
+        sys.stderr.write(f"wrong setting: {error}\n")
+    raise SystemExit(2)
 
 
 def explain(cls: type[BaseSettings], error: ValidationError) -> list[str]:

@@ -227,7 +227,7 @@ class SqlProducer:
             .where(partitions.c.topic.in_(topics))
             .group_by(partitions.c.topic)
         )
-        counts = dict(connection.execute(query).tuples().all())
+        counts: dict[str, int] = dict(connection.execute(query).tuples().all())
         if topics - counts.keys():
             self._bus.create_topics(connection, sorted(topics - counts.keys()))
             counts = dict(connection.execute(query).tuples().all())

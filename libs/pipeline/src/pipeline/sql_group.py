@@ -236,9 +236,7 @@ class GroupMember:
         if gone:
             group = positions.c.group_name == self._group
             connection.execute(positions.update().where(group, positions.c.owner.in_(gone)).values(owner=None))
-            connection.execute(
-                members.delete().where(members.c.group_name == self._group, members.c.member.in_(gone))
-            )
+            connection.execute(members.delete().where(members.c.group_name == self._group, members.c.member.in_(gone)))
 
     def _heartbeats(self) -> None:
         while not self._leaving.wait(self._interval_s):

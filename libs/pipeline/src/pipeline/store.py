@@ -5,15 +5,18 @@ Keys are relative POSIX paths made by us (hashes, UUIDs), never by a peer.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Protocol, cast
 
 import fsspec
+from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]  # publishes no types
 
 from pipeline.errors import ObjectNotFound, ObjectStoreUnavailable
 from pipeline.settings import ObjectStoreSettings
@@ -32,11 +35,11 @@ class ObjectStore(Protocol):
     """Write-once objects."""
 
     def staging_dir(self) -> Path:
-        """A local folder for files under way; on the store's own file system where it has one, so that renaming works."""
+        """A local folder for files under way; on the store's file system where it has one, so that renaming works."""
         ...
 
     def put_file(self, path: Path, key: str) -> None:
-        """Move a staged file into place. When it returns the object is durable and whole; before, nothing is visible."""
+        """Move a staged file into place. When it returns the object is durable and whole; before, nothing is seen."""
         ...
 
     def put_bytes(self, data: bytes, key: str) -> None:
@@ -118,7 +121,11 @@ class LocalObjectStore:
                     raise
         except OSError as error:
             raise _unavailable(error) from error
-        self.put_file(staged, key)
+        try:
+            self.put_file(staged, key)
+        except ObjectStoreUnavailable:
+            staged.unlink(missing_ok=True)
+            raise
 
     def open(self, key: str) -> IO[bytes]:
         """The file, opened for reading."""
@@ -172,42 +179,43 @@ class FsspecObjectStore:
 
     def put_file(self, path: Path, key: str) -> None:
         """Upload, then drop the staged file."""
-        try:
+        with _remote():
             self._fs.put_file(str(path), self._path(key))
-        except OSError as error:
-            raise _unavailable(error) from error
         path.unlink()
 
     def put_bytes(self, data: bytes, key: str) -> None:
         """Upload in one piece."""
-        try:
+        with _remote():
             self._fs.pipe_file(self._path(key), data)
-        except OSError as error:
-            raise _unavailable(error) from error
 
     def open(self, key: str) -> IO[bytes]:
         """A buffered remote file."""
         try:
-            return cast(IO[bytes], self._fs.open(self._path(key), "rb"))
-        except FileNotFoundError as error:
-            raise ObjectNotFound(key) from error
-        except OSError as error:
-            raise _unavailable(error) from error
+            with _remote():
+                return cast(IO[bytes], self._fs.open(self._path(key), "rb"))
+        except ObjectStoreUnavailable as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise ObjectNotFound(key) from error
+            raise
 
     def exists(self, key: str) -> bool:
         """Ask the store, not fsspec's listing cache."""
-        self._fs.invalidate_cache()
-        return bool(self._fs.exists(self._path(key)))
+        with _remote():
+            self._fs.invalidate_cache()
+            return bool(self._fs.exists(self._path(key)))
 
     def delete(self, key: str) -> None:
         """Remove the object."""
         if self.exists(key):
-            self._fs.rm_file(self._path(key))
+            with _remote():
+                self._fs.rm_file(self._path(key))
 
     def keys(self, prefix: str) -> Iterator[str]:
         """List recursively."""
-        self._fs.invalidate_cache()
-        for path in sorted(self._fs.find(self._path(prefix))):
+        with _remote():
+            self._fs.invalidate_cache()
+            found = sorted(self._fs.find(self._path(prefix)))
+        for path in found:
             yield str(path)[len(self._root) + 1 :]
 
     def free_bytes(self) -> int | None:
@@ -215,14 +223,21 @@ class FsspecObjectStore:
         return None
 
     def ping(self) -> None:
-        """List the root."""
-        try:
+        """List the bucket; a prefix without objects is as good as one with them."""
+        with _remote():
             self._fs.invalidate_cache()
-            self._fs.ls(self._root)
-        except FileNotFoundError:
-            return
-        except OSError as error:
+            self._fs.ls(self._root.partition("/")[0])
+
+
+@contextlib.contextmanager
+def _remote() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, BotoCoreError) as error:  # the latter when nothing answers at all
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _unavailable(error) from error
+        # Texts of the client quote keys and addresses; the type says what to look for.
+        raise ObjectStoreUnavailable(f"the object service fails: {type(error).__name__}") from error
 
 
 def _unavailable(error: OSError) -> ObjectStoreUnavailable:
@@ -234,12 +249,14 @@ def make_object_store(settings: ObjectStoreSettings) -> ObjectStore:
     """The adapter that `object_store_url` asks for."""
     url = settings.object_store_url
     if url.startswith("file://"):
-        return LocalObjectStore(Path(url.removeprefix("file://")))
-    if url.startswith("s3://"):
-        return FsspecObjectStore(
-            url,
-            key=settings.s3_access_key.get_secret_value() if settings.s3_access_key else None,
-            secret=settings.s3_secret_key.get_secret_value() if settings.s3_secret_key else None,
-            client_kwargs={"endpoint_url": settings.s3_endpoint_url} if settings.s3_endpoint_url else {},
-        )
-    raise SystemExit(f"wrong setting ECHO_OBJECT_STORE_URL: is {url!r}; allowed are file:///path and s3://bucket/prefix")
+        try:
+            return LocalObjectStore(Path(url.removeprefix("file://")))
+        except OSError as error:
+            sys.stderr.write(f"wrong setting ECHO_OBJECT_STORE_URL: is {url!r}; {error.strerror}\n")
+            raise SystemExit(2) from None
+    return FsspecObjectStore(
+        url,
+        key=settings.s3_access_key.get_secret_value() if settings.s3_access_key else None,
+        secret=settings.s3_secret_key.get_secret_value() if settings.s3_secret_key else None,
+        client_kwargs={"endpoint_url": settings.s3_endpoint_url} if settings.s3_endpoint_url else {},
+    )

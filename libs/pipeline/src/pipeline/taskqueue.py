@@ -40,7 +40,7 @@ def celery_config(broker_url: str, visibility_timeout_s: int) -> dict[str, Any]:
         "broker_transport_options": {
             # Counted from delivery. Shorter than a task and the task starts again and again.
             "visibility_timeout": visibility_timeout_s,
-            # How often the unacknowledged are looked through; the default takes 100 s to bring a dead worker's task back.
+            # How often the unacknowledged are looked through; the default brings a dead worker's task back after 100 s.
             "unacked_restore_interval": 1,
             "unacked_restore_throttle": 1,
             # A sweeper that was killed leaves its lock behind; the default blocks redelivery for 300 s.

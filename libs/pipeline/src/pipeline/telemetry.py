@@ -17,6 +17,8 @@ EVENTS_PUBLISHED = Counter("echo_events_published_total", "Messages acknowledged
 DEAD_LETTERS = Counter("echo_dead_letters_total", "Events given up", ["group", "topic", "code"])
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_CHATTY = ("kafka", "pynetdicom", "httpx", "httpcore", "uvicorn", "alembic", "botocore", "aiobotocore", "fsspec")
+"""Their INFO and DEBUG lines carry AE titles, URLs with search parameters, and data set content."""
 _log_identifiers = False
 
 
@@ -64,6 +66,5 @@ def configure_logging(service: str, level: str, *, log_identifiers: bool, stream
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for chatty in ("kafka", "pynetdicom", "httpx", "httpcore", "uvicorn", "alembic", "botocore", "aiobotocore", "fsspec"):
-        # Their INFO and DEBUG lines carry AE titles, URLs with search parameters, and data set content.
+    for chatty in _CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
