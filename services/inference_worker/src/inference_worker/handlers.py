@@ -1,0 +1,170 @@
+"""The one use case: from a task's manifest to an event that says generated or failed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from inference_worker.domain import Fault, Timings, generated_data
+from inference_worker.gate import Gate
+from inference_worker.ports import GreyImage, PixelDecoder, ReportModel
+from inference_worker.watchdog import Watchdog
+from pipeline.bus import Message, Producer
+from pipeline.clock import Clock
+from pipeline.errors import InvalidEvent, ObjectNotFound, TransientError
+from pipeline.events import REPORT_FAILED, REPORT_GENERATED, REPORT_STARTED, Event, study_event
+from pipeline.store import ObjectStore
+from pipeline.telemetry import study_ref
+from pipeline.tracing import trace
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SOURCE = "/inference_worker"
+Outcome = Literal["generated", "failed", "withdrawn"]
+
+STUDIES = Counter("echo_worker_studies_total", "Tasks finished", ["outcome", "code"])
+ACTIVE = Gauge("echo_worker_active", "Studies at work")
+SECONDS = Histogram(
+    "echo_worker_seconds",
+    "Time per study by part",
+    ["part"],
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
+)
+TOKENS = Counter("echo_worker_tokens_total", "Tokens of finished drafts")
+
+_CHUNK = 2**20
+
+
+class Reporter:
+    """Writes the reports. Thread-safe; doing the same task twice says the same thing twice, which harms nobody."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        producer: Producer,
+        decoder: PixelDecoder,
+        model: ReportModel,
+        clock: Clock,
+        gate: Gate,
+        watchdog: Watchdog,
+        *,
+        worker: str,
+        deadline_s: float,
+        max_object_bytes: int,
+        wait: Callable[[float], object],
+    ) -> None:
+        self._store = store
+        self._producer = producer
+        self._decoder = decoder
+        self._model = model
+        self._clock = clock
+        self._gate = gate
+        self._watchdog = watchdog
+        self._worker = worker
+        self._deadline_s = deadline_s
+        self._max_object_bytes = max_object_bytes
+        self._wait = wait
+
+    def report(self, attempt: int, manifest_ref: str, *, redelivered: bool) -> Outcome:
+        """Do one task. Raises `TransientError` when the world was away until the deadline: the task must come back."""
+        with self._gate.hold(alone=redelivered or attempt > 1), self._watchdog.watch(), ACTIVE.track_inprogress():
+            deadline = self._clock.monotonic() + self._deadline_s
+            try:
+                manifest = Event.from_bytes(self._patiently(lambda: self._read(manifest_ref), deadline))
+            except (ObjectNotFound, InvalidEvent, Fault) as error:
+                # The dispatcher took it away: the job is done, superseded or queued anew. One that is there but not
+                # readable is queued anew after its deadline.
+                log.info("task withdrawn", extra={"why": type(error).__name__})
+                STUDIES.labels(outcome="withdrawn", code="").inc()
+                return "withdrawn"
+            with trace(manifest.traceparent):
+                return self._work(manifest, deadline)
+
+    def _work(self, manifest: Event, deadline: float) -> Outcome:
+        request = manifest.data
+        fields = {
+            "job_id": request["job_id"],
+            "attempt": request["attempt"],
+            "study": study_ref(request["study_instance_uid"]),
+        }
+        queue_s = (self._clock.now() - manifest.time).total_seconds()
+        self._publish(REPORT_STARTED, request, {"worker": self._worker}, deadline)
+        log.info("started", extra=fields)
+        try:
+            data = self._generate(request, queue_s, deadline)
+        except TransientError:
+            raise
+        except Fault as fault:
+            return self._fail(request, fault, fields, deadline)
+        except Exception:
+            log.exception("unexpected failure", extra=fields)
+            return self._fail(request, Fault("internal_error"), fields, deadline)
+        self._publish(REPORT_GENERATED, request, data, deadline)
+        STUDIES.labels(outcome="generated", code="").inc()
+        TOKENS.inc(data["tokens"]["generated"])
+        log.info("generated", extra={**fields, "flags": data["flags"], "timings": data["timings"]})
+        return "generated"
+
+    def _generate(self, request: Mapping[str, Any], queue_s: float, deadline: float) -> dict[str, Any]:
+        begun = self._clock.monotonic()
+        images = [self._patiently(lambda image=image: self._image(image), deadline) for image in request["images"]]  # type: ignore[misc]  # mypy does not infer lambdas with a default
+        decoded = self._clock.monotonic()
+        if decoded >= deadline:
+            raise Fault("deadline_exceeded")
+        draft = self._model.generate(images, deadline - decoded)
+        timings = Timings(queue_s, decoded - begun, self._clock.monotonic() - decoded)
+        SECONDS.labels(part="pixels").observe(timings.pixels_s)
+        SECONDS.labels(part="generate").observe(timings.generate_s)
+        return generated_data(request, draft, timings, self._model.model_id, self._model.model_version)
+
+    def _image(self, image: Mapping[str, Any]) -> GreyImage:
+        try:
+            data = self._read(image["object_ref"])
+        except ObjectNotFound as error:
+            raise Fault("object_missing") from error
+        if hashlib.sha256(data).hexdigest() != image["sha256"]:
+            raise Fault("object_corrupt")
+        return self._decoder.decode(io.BytesIO(data))
+
+    def _read(self, key: str) -> bytes:
+        """An object whole, up to the limit. Raises `ObjectNotFound`, `TransientError`, `Fault`."""
+        parts, size = [], 0
+        with self._store.open(key) as file:
+            while chunk := file.read(_CHUNK):
+                size += len(chunk)
+                if size > self._max_object_bytes:
+                    raise Fault("image_too_large")
+                parts.append(chunk)
+        return b"".join(parts)
+
+    def _fail(self, request: Mapping[str, Any], fault: Fault, fields: Mapping[str, Any], deadline: float) -> Outcome:
+        log.warning("failed", extra={**fields, "code": fault.code})
+        data = {"error_code": fault.code, "error_text": fault.text, "retryable": fault.retryable}
+        self._publish(REPORT_FAILED, request, data, deadline)
+        STUDIES.labels(outcome="failed", code=fault.code).inc()
+        return "failed"
+
+    def _publish(self, type_: str, request: Mapping[str, Any], data: Mapping[str, Any], deadline: float) -> None:
+        uid, version = request["study_instance_uid"], request["study_version"]
+        known = {"job_id": request["job_id"], "attempt": request["attempt"]}
+        event = study_event(type_, SOURCE, uid, version, self._clock.now(), {**known, **data})
+        self._patiently(lambda: self._producer.publish([Message(event.topic, event.key, event.to_bytes())]), deadline)
+
+    def _patiently(self, call: Callable[[], T], deadline: float) -> T:
+        """Once at least, and again while the world is away and there is time."""
+        pause = 0.1
+        while True:
+            try:
+                return call()
+            except TransientError as error:
+                if self._clock.monotonic() + pause >= deadline:
+                    raise
+                log.warning("waiting", extra={"error": type(error).__name__})
+                self._wait(pause)
+                pause = min(5.0, pause * 2)
