@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from pydicom.uid import UID
 from pynetdicom import AE
 
+from fhir_writer.domain.codes import DEFAULT_PATIENT_SYSTEM
 from servers import env
 
 PYTHON = sys.executable
@@ -179,7 +180,7 @@ class ClusterFlow:
         self.start(service)
 
     def register(self, patient_id: str, birth_date: str, sex: str) -> None:
-        system = "urn:echo-cxr:patient-id"
+        system = DEFAULT_PATIENT_SYSTEM
         patient = {
             "resourceType": "Patient",
             "identifier": [{"system": system, "value": patient_id}],
@@ -268,7 +269,7 @@ def reports_of(flow: Flow, patient_id: str) -> list[dict[str, Any]]:
     """All DiagnosticReports of the patient at the FHIR server."""
     answer = httpx.get(
         f"{flow.fhir_url}/DiagnosticReport",
-        params={"subject:Patient.identifier": f"urn:echo-cxr:patient-id|{patient_id}", "_count": "50"},
+        params={"subject:Patient.identifier": f"{DEFAULT_PATIENT_SYSTEM}|{patient_id}", "_count": "50"},
         headers={"cache-control": "no-cache"},
         timeout=30,
     )

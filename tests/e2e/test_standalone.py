@@ -21,6 +21,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from e2e.flow import EmbeddedFlow, Study, free_port, reports_of, send, study_of, wait_delivered, wait_until
+from fhir_writer.domain.codes import DEFAULT_PATIENT_SYSTEM
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -53,7 +54,7 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedFlow]:
 def _register(flow: EmbeddedFlow, study: Study) -> None:
     patient = {
         "resourceType": "Patient",
-        "identifier": [{"system": "urn:echo-cxr:patient-id", "value": study.patient_id}],
+        "identifier": [{"system": DEFAULT_PATIENT_SYSTEM, "value": study.patient_id}],
         "birthDate": study.birth_date,
         "gender": {"M": "male", "F": "female", "O": "other"}[study.sex],
     }

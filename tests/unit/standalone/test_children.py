@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from pipeline.clock import SystemClock
 from standalone.children import Child, ChildFailed, ChildSpec, Supervisor, end_leftovers
 
@@ -37,12 +38,12 @@ def test_a_child_that_dies_is_started_again_after_its_preparation(tmp_path: Path
     (child,) = supervisor.children
     assert child.process is not None
     first = child.process.pid
-    assert prepared == []
+    assert prepared == [1]
     watching = threading.Thread(target=supervisor.watch, args=(stop,))
     watching.start()
     os.kill(first, signal.SIGKILL)
     _wait(lambda: child.process is not None and child.process.pid != first)
-    assert prepared == [1]
+    assert prepared == [1, 1]
     stop.set()
     watching.join()
     second = child.process.pid

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import httpx
 import pytest
-from pipeline.http import HttpServer, bind
-from standalone.__main__ import main
-from standalone.gateway import Gateway, merge_metrics
-from standalone.layout import MARKER, DataDir, DataDirInUse
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+from pipeline.http import HttpServer, bind
+from standalone.__main__ import main
+from standalone.gateway import Gateway, merge_metrics
+from standalone.layout import MARKER, DataDir, DataDirInUse
 
 
 def test_only_one_instance_per_folder(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class ChildSpec:
     ready: Callable[[], bool]
     env: Mapping[str, str] = field(default_factory=dict)
     before_start: Callable[[], None] | None = None
-    """Run before every start but the first: what a dead predecessor left is put right here."""
+    """Run before every start: what a dead predecessor left is put right here."""
     ready_timeout_s: float = 90.0
     stop_timeout_s: float = 30.0
 
@@ -57,13 +57,11 @@ class Child:
         self._pid_file = run_dir / f"{spec.name}.pid.json"
         self._log_file = log_dir / f"{spec.name}.log"
         self.process: subprocess.Popen[bytes] | None = None
-        self.starts = 0
 
     def start(self) -> None:
         """Spawn the process. Call from a thread that lives as long as the supervisor (see PDEATHSIG in prctl(2))."""
-        if self.starts and self.spec.before_start is not None:
+        if self.spec.before_start is not None:
             self.spec.before_start()
-        self.starts += 1
         if self._log_file.exists() and self._log_file.stat().st_size > _LOG_LIMIT:
             self._log_file.replace(self._log_file.with_suffix(".log.1"))
         with self._log_file.open("ab") as output:

@@ -41,7 +41,7 @@ class RegistrationSettings(CommonSettings, DatabaseSettings, BusSettings):
 
     fhir_base_url: str = Field(description="Base URL of the embedded EHR's FHIR R4 API.")
     fhir_patient_systems: dict[str, str] = Field(
-        default_factory=dict, description="JSON object: IssuerOfPatientID to identifier system, as the FHIR writer has it."
+        default_factory=dict, description="JSON object: IssuerOfPatientID to identifier system, as the FHIR writer's."
     )
     fhir_default_patient_system: str = Field(
         DEFAULT_PATIENT_SYSTEM, description="Identifier system of patient IDs otherwise, as the FHIR writer has it."
@@ -57,7 +57,8 @@ def human_name(patient_name: str | None) -> list[dict[str, Any]]:
     group = (patient_name or "").split("=")[0]
     parts = [part.strip() for part in group.split("^")] + [""] * 5
     family, given, middle, prefix, suffix = parts[:5]
-    name: dict[str, Any] = {"use": "official", "text": " ".join(p for p in (prefix, given, middle, family, suffix) if p)}
+    text = " ".join(part for part in (prefix, given, middle, family, suffix) if part)
+    name: dict[str, Any] = {"use": "official", "text": text}
     if family:
         name["family"] = family
     for key, words in (("given", [given, middle]), ("prefix", [prefix]), ("suffix", [suffix])):
@@ -71,11 +72,13 @@ def patient_resource(patient: Mapping[str, Any], system: str) -> dict[str, Any]:
     """The Patient of the event's `patient` part."""
     resource: dict[str, Any] = {
         "resourceType": "Patient",
-        "identifier": [{
-            "type": {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/v2-0203", "code": "MR"}]},
-            "system": system,
-            "value": patient["patient_id"].strip(),
-        }],
+        "identifier": [
+            {
+                "type": {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/v2-0203", "code": "MR"}]},
+                "system": system,
+                "value": patient["patient_id"].strip(),
+            }
+        ],
         "active": True,
         "gender": _GENDER.get(patient["patient_sex"] or "", "unknown"),
     }
@@ -114,7 +117,8 @@ class PatientRegistration:
         condition = quote(f"identifier={system}|{resource['identifier'][0]['value']}", safe="=:/|")
         try:
             answer = self._http.post(
-                f"{self._base_url}/Patient", json=resource,
+                f"{self._base_url}/Patient",
+                json=resource,
                 headers={"Content-Type": "application/fhir+json", "If-None-Exist": condition},
             )
         except httpx.HTTPError as error:

@@ -14,7 +14,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 import httpx
+import redis
 import yaml
+from kombu.exceptions import OperationalError
 
 from pipeline.clock import SystemClock
 from pipeline.http import HttpServer
@@ -83,6 +85,24 @@ def _ehr_child(data: DataDir, port: int, public_url: str) -> ChildSpec:
     )
 
 
+def _base_url(options: ServeOptions) -> str:
+    """What a person on this machine types."""
+    host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
+    return f"http://{host}:{options.http_port}"
+
+
+def _give_back_tasks(broker_url: str) -> None:
+    """Before the only worker starts: its predecessor's unacknowledged tasks go back to their queues."""
+    try:
+        tasks = valkey.restore_unacknowledged(broker_url, VISIBILITY_TIMEOUT_S)
+    except (OperationalError, redis.RedisError, OSError) as error:
+        # The task queue is down, too: the visibility timeout or the dispatcher's deadline brings them back.
+        log.warning("tasks could not be given back", extra={"error": type(error).__name__})
+        return
+    if tasks:
+        log.info("tasks given back", extra={"tasks": tasks})
+
+
 def plan(options: ServeOptions, data: DataDir) -> tuple[list[list[ChildSpec]], Mapping[str, str], Mapping[str, str]]:
     """Stages of children, the gateway's routes (path prefix -> base URL) and the services (name -> base URL)."""
     sock = data.socket_path()
@@ -92,7 +112,7 @@ def plan(options: ServeOptions, data: DataDir) -> tuple[list[list[ChildSpec]], M
         names.append("registration")
     ports = {name: _free_port() for name in ["ehr", *names]}
     urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
-    public_fhir = f"http://{options.host}:{options.http_port}/fhir"
+    public_fhir = f"{_base_url(options)}/fhir"
 
     def service(name: str, **settings: str) -> ChildSpec:
         url = urls[name]
@@ -113,16 +133,7 @@ def plan(options: ServeOptions, data: DataDir) -> tuple[list[list[ChildSpec]], M
                 "ECHO_FHIR_PUBLIC_URL": public_fhir,
                 **settings,
             },
-            before_start=(
-                (
-                    lambda: log.info(
-                        "tasks given back",
-                        extra={"tasks": valkey.restore_unacknowledged(broker_url, VISIBILITY_TIMEOUT_S)},
-                    )
-                )
-                if name == "inference_worker"
-                else None
-            ),
+            before_start=(lambda: _give_back_tasks(broker_url)) if name == "inference_worker" else None,
         )
 
     settings: dict[str, dict[str, str]] = {
@@ -138,19 +149,16 @@ def plan(options: ServeOptions, data: DataDir) -> tuple[list[list[ChildSpec]], M
             "ECHO_DICOM_HINT": f"AE title {options.ae_title}, host {options.host}, port {options.dicom_port}",
         },
     }
-    servers = [
-        ChildSpec(name="valkey", argv=valkey.server_argv(sock, data.valkey), ready=lambda: valkey.answers(sock)),
-        _ehr_child(data, ports["ehr"], public_fhir),
-    ]
-    # All services start together: each waits by itself for what it needs.
-    services = [service(name, **settings.get(name, {})) for name in names]
+    queue = ChildSpec(name="valkey", argv=valkey.server_argv(sock, data.valkey), ready=lambda: valkey.answers(sock))
+    # All others start together: each waits by itself for what it needs.
+    others = [_ehr_child(data, ports["ehr"], public_fhir)] + [service(name, **settings.get(name, {})) for name in names]
     routes = {
         "/fhir": urls["ehr"],
         "/v1/outstanding": urls["dispatcher"],
         "/v1/deliveries": urls["fhir_writer"],
         "/": urls["console"],
     }
-    return [servers, services], routes, {name: urls[name] for name in names}
+    return [[queue], others], routes, {name: urls[name] for name in names}
 
 
 def serve(options: ServeOptions) -> int:
@@ -182,7 +190,7 @@ def serve(options: ServeOptions) -> int:
         # In the main thread: the children's parent-death signal follows the thread that started them.
         supervisor.start(stages, stop)
         ready.set()
-        base = f"http://{options.host}:{options.http_port}"
+        base = _base_url(options)
         log.info(
             "ready",
             extra={
