@@ -227,10 +227,10 @@ class SqlProducer:
             .where(partitions.c.topic.in_(topics))
             .group_by(partitions.c.topic)
         )
-        counts: dict[str, int] = dict(connection.execute(query).tuples().all())
+        counts = {topic: int(count) for topic, count in connection.execute(query)}
         if topics - counts.keys():
             self._bus.create_topics(connection, sorted(topics - counts.keys()))
-            counts = dict(connection.execute(query).tuples().all())
+            counts = {topic: int(count) for topic, count in connection.execute(query)}
         return counts
 
     def close(self) -> None:
