@@ -18,8 +18,9 @@ def reference_generate(
     total = -(-(prompt + rules.gen_length) // size) * size
     sequence = torch.full((1, total), rules.mask_token_id)
     sequence[:, :prompt] = ids
-    kinds = (sequence == model.config.image_token_id).int()
-    positions, _ = model.model.get_rope_index(sequence, mm_token_type_ids=kinds, image_grid_thw=grid)
+    at_image = sequence == model.config.image_token_id
+    features = None if pixels is None else model.model.visual(pixels, grid_thw=grid).pooler_output
+    positions, _ = model.model.get_rope_index(sequence, mm_token_type_ids=at_image.int(), image_grid_thw=grid)
     block = torch.arange(total) // size
     visible = (block[None, :] <= block[:, None])[None, None]
     confidences: dict[int, float] = {}
@@ -28,10 +29,11 @@ def reference_generate(
         masked = torch.arange(start, start + size) >= prompt
         steps = 0
         while masked.any():
+            embeds = model.get_input_embeddings()(sequence)
+            if features is not None:  # only the prompt's image tokens are pictures, never a chosen one
+                embeds = embeds.masked_scatter(at_image.unsqueeze(-1), features)
             logits = model(
-                input_ids=sequence,
-                pixel_values=pixels,
-                image_grid_thw=grid,
+                inputs_embeds=embeds,
                 position_ids=positions,
                 attention_mask={"full_attention": visible},
             ).logits[0, start : start + size]
