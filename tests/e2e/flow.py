@@ -139,8 +139,8 @@ class ClusterFlow:
             "ECHO_QUIET_SECONDS": str(QUIET_SECONDS),
             # Short, so that a killed worker's tasks come back within the test.
             "ECHO_REQUEST_DEADLINE_S": "20",
-            "ECHO_WATCHDOG_LIMIT_S": "25",
-            "ECHO_TERMINATION_GRACE_S": "30",
+            "ECHO_WATCHDOG_S": "25",
+            "ECHO_TERMINATION_GRACE_S": "33",
             "ECHO_VISIBILITY_TIMEOUT_S": "35",
         }
         self.processes: dict[str, subprocess.Popen[bytes]] = {}

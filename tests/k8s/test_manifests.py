@@ -101,9 +101,11 @@ def test_ports_and_settings_are_those_of_the_code(name: str) -> None:
 
 def test_a_drained_worker_is_given_more_time_than_its_watchdog_takes() -> None:
     fields = importlib.import_module("inference_worker.settings").Settings.model_fields
-    grace = of_kind("prod", "Deployment")["inference-worker"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    grace = of_kind("prod", "Deployment")["inference-worker"]["spec"]["template"]["spec"][
+        "terminationGracePeriodSeconds"
+    ]
     deadline = fields["request_deadline_s"].default
-    watchdog = fields["watchdog_limit_s"].default
+    watchdog = fields["watchdog_s"].default
     assert fields["termination_grace_s"].default == grace
     assert deadline < watchdog < grace < fields["visibility_timeout_s"].default
 
@@ -112,7 +114,7 @@ def test_a_pod_keeps_enough_time_to_drain() -> None:
     for name in ("dicom-listener",):
         fields = importlib.import_module(f"{SERVICES[name]}.settings").Settings.model_fields
         spec = of_kind("prod", "Deployment")[name]["spec"]["template"]["spec"]
-        assert fields["grace_seconds"].default < spec["terminationGracePeriodSeconds"]
+        assert fields["drain_seconds"].default < spec["terminationGracePeriodSeconds"]
 
 
 def test_workers_scale_on_outstanding_work_and_ask_for_a_gpu() -> None:

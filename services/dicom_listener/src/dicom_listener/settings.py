@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pipeline.settings import BusSettings, CommonSettings, DatabaseSettings, ObjectStoreSettings
 
 
-class ListenerSettings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSettings):
+class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSettings):
     """Everything that can be set from outside."""
 
     ae_title: str = Field(
