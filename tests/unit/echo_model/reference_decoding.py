@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from echo_model.decoding import DecodingRules, Generation, select
+from echo_model.decoding import Generation
+from echo_model.unmasking import DecodingRules, select
 
 
 @torch.inference_mode()

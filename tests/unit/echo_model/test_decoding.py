@@ -7,16 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from echo_model.decoding import (
-    DecodingRules,
-    Generation,
-    RemaskingStrategy,
-    block_diffusion_generate,
-    decode_blocks,
-    prepare_prompt,
-    select,
-)
+from echo_model.decoding import Generation, block_diffusion_generate, decode_blocks, prepare_prompt
 from echo_model.errors import SettingsError
+from echo_model.unmasking import DecodingRules, RemaskingStrategy, select
 from unit.echo_model.reference_decoding import reference_generate
 from unit.echo_model.tiny_checkpoint import IM_END, IMAGE_PAD, MASK, VOCABULARY, tiny_model
 

@@ -6,17 +6,17 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from echo_model.domain_score import FILE_NAME as DOMAIN_FILE
-from echo_model.images import ImageConfig
-from echo_model.model import (
+from echo_model.checkpoint_files import (
     generation_config,
     read_config,
     read_tokenizer,
-    refuse_wrong_tensors,
     revision_of,
     tensor_shapes,
     weight_files,
 )
+from echo_model.domain_score import FILE_NAME as DOMAIN_FILE
+from echo_model.images import ImageConfig
+from echo_model.model import refuse_wrong_tensors
 
 
 def inspect_checkpoint(folder: Path) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from echo_model.errors import CheckpointError, SettingsError
 
 if TYPE_CHECKING:
-    from echo_model.decoding import DecodingRules, RemaskingStrategy
     from echo_model.prompt import Language
+    from echo_model.unmasking import DecodingRules, RemaskingStrategy
 
 _DEFAULTS: dict[str, Any] = {
     "block_length": 8,
@@ -42,7 +42,7 @@ class GenerationSettings:
 
     def rules(self, generation_config: Mapping[str, Any]) -> DecodingRules:
         """The decoding rules of this request on that checkpoint. Raises SettingsError or CheckpointError."""
-        from echo_model.decoding import DecodingRules  # torch is loaded only when something is decoded
+        from echo_model.unmasking import DecodingRules  # torch is loaded only when something is decoded
 
         if self.language not in ("en", "zh"):
             raise SettingsError(f"language {self.language!r} is unknown; allowed: en, zh")
