@@ -147,7 +147,7 @@ def _side(low: str, hit: _Hit, hits: list[_Hit]) -> Side:
     if behind != "none":
         return behind
     # "right pneumothorax and effusion", "effusion and atelectasis on the left": a list shares its side.
-    joined = re.compile(r"\s*(?:and|or|with|with adjacent|and adjacent|,|,? associated)\s*")
+    joined = re.compile(r"\s*(?:and|or|versus|vs\.?|with|with adjacent|and adjacent|,|,? associated)\s*")
     if start and joined.fullmatch(low[start : hit.start]):
         return _shared(low, hit, hits, forward=False)
     if end < len(low) and joined.fullmatch(behind_text):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_GAP: Final = r"(?:\s+[\w-]+){0,4}?\s+"
+_GAP: Final = r"(?:,?\s+[\w-]+){0,4}?\s+"
 
 SENTENCE_END: Final = re.compile(
     r"(?<=[.!?])\s+(?=\S)|\n+|\b(?:findings|impression|conclusion|comparison|technique)\s*:", re.IGNORECASE
@@ -69,7 +69,7 @@ NORMAL_STATEMENTS: Final[tuple[tuple[re.Pattern[str], tuple[str, ...]], ...]] = 
     (
         re.compile(
             r"\b(?:heart|cardiac silhouette|cardio-?mediastinal silhouette|cardiac size|cardiac shadow)\b(?:\s+[\w-]+){0,4}?"
-            r"\s+(?:normal|unremarkable|not (?:\w+ )?enlarged)\b"
+            r"\s+(?:(?:with)?in normal limits|normal|unremarkable|not (?:\w+ )?enlarged)\b"
             r"|\bnormal(?: in)?(?: size)?(?: of)?(?: the)? (?:heart|cardiac|cardio-?mediastinal)\b"
         ),
         ("cardiomegaly",),
@@ -84,7 +84,7 @@ NORMAL_STATEMENTS: Final[tuple[tuple[re.Pattern[str], tuple[str, ...]], ...]] = 
     ),
     (
         re.compile(
-            r"\blungs?(?: fields| parenchyma)?\b(?: (?:and [\w ]+?))?(?:\s+(?:is|are|remains?|appears?))(?:\s+\w+){0,2}?"
+            r"\blungs?(?: fields| parenchyma)?\b(?: (?:and [\w ]+?))?(?:\s+(?:is|are|remains?|appears?))(?:\s+\w+){0,4}?"
             r"\s+clear\b|\bclear lungs?\b|\bno(?: \w+){0,2} lung opacit(?:y|ies)\b"
         ),
         ("consolidation", "pulmonary_edema", "nodule", "atelectasis"),
@@ -117,7 +117,7 @@ NEGATION: Final = re.compile(
 FALSE_NEGATION: Final = re.compile(
     r"no(?: (?:significant|interval|appreciable|substantial|definite|relevant|overall|major|new))* (?:change|increase|"
     r"decrease|improvement|worsening|progression|difference)\b|not (?:only|just|significantly changed|changed|excluded|"
-    r"improved|resolved)\b|no longer (?!seen|present|visible|identified)|no doubt\b|without (?:\w+ )?change\b"
+    r"improved|resolved)\b|no doubt\b|without (?:\w+ )?change\b"
     r"|no (?:other|further|additional)\b(?=.*\bapart\b)"
 )
 #: Between a negation and a mention: a verb that begins another statement.

@@ -30,16 +30,17 @@ from echo_model.training.tower import tower_f1, train_tower
 
 @dataclass(frozen=True)
 class Plan:
-    """How much each stage sees, in samples, and the seeds."""
+    """How much each stage sees, in samples, and the seeds. The tower stops before its schedule's cosine has ended."""
 
     train_seed: int = 1
     weights_seed: int = 7
     noise_seed: int = 1_000_000
     phantoms: int = 16_000
-    text_phantoms: int = 10_240
-    tower_samples: int = 22_000
-    ar_samples: int = 10_240
-    rad_samples: int = 9_216
+    text_phantoms: int = 9_216
+    tower_samples: int = 18_000
+    tower_schedule: int = 22_000
+    ar_samples: int = 9_216
+    rad_samples: int = 8_192
     decisive_weight: float = 5.0
     evaluated: int = 200
     tokenizer_reports: int = 4_000
@@ -53,6 +54,7 @@ class Plan:
             phantoms=max(128, int(self.phantoms * factor)),
             text_phantoms=max(128, int(self.text_phantoms * factor)),
             tower_samples=int(self.tower_samples * factor),
+            tower_schedule=int(self.tower_schedule * factor),
             ar_samples=int(self.ar_samples * factor),
             rad_samples=int(self.rad_samples * factor),
             evaluated=min(self.evaluated, max(8, int(self.evaluated * factor))),
@@ -76,7 +78,13 @@ def train(plan: Plan, work: Path, out: Path) -> None:
     corpus.start()
     try:
         tower = train_tower(
-            model.model.visual, corpus, work, samples=plan.tower_samples, seed=plan.weights_seed, say=say
+            model.model.visual,
+            corpus,
+            work,
+            samples=plan.tower_samples,
+            schedule=plan.tower_schedule,
+            seed=plan.weights_seed,
+            say=say,
         )
         features = Features(work / "corpus", plan.phantoms)
         features.fill(model.model.visual, corpus, plan.text_phantoms, say=say)

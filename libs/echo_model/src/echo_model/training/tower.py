@@ -57,18 +57,22 @@ def train_tower(
     work: Path,
     *,
     samples: int,
+    schedule: int,
     batch: int = 24,
     seed: int = 0,
     stop_after: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Classifier:
-    """Train the tower in place for ``samples`` images; returns it with its heads."""
+    """Train the tower in place for ``samples`` images; returns it with its heads.
+
+    ``schedule``: number of images at which the learning rate's cosine ends, ``samples`` or more.
+    """
     torch.manual_seed(seed)
     classifier = Classifier(visual).train()
     hidden, rest = split_for_muon(classifier, keep=("whole", "each"))
     steps = samples // batch
     optimizers = Optimizers(
-        [Muon(hidden, lr=0.02), torch.optim.AdamW(rest, lr=1e-3, weight_decay=0.01)], steps, warmup=30
+        [Muon(hidden, lr=0.02), torch.optim.AdamW(rest, lr=1e-3, weight_decay=0.01)], schedule // batch, warmup=30
     )
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
