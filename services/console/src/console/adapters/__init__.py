@@ -1,0 +1,1 @@
+"""SQLAlchemy, HTTP, pydicom."""
