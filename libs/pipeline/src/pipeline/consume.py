@@ -46,12 +46,13 @@ class Inbox:
     def first_time(self, connection: Connection, consumer: str, event: Event, clock: Clock) -> bool:
         """Enter the event; false when it stands there already."""
         insert = sqlite_insert if connection.dialect.name == "sqlite" else postgresql_insert
-        result = connection.execute(
+        entered = connection.execute(
             insert(self.table)
             .values(consumer=consumer, event_id=event.id, handled_at=clock.now())
             .on_conflict_do_nothing()
+            .returning(self.table.c.event_id)  # the row count of an insert is not known on PostgreSQL
         )
-        return result.rowcount == 1
+        return entered.first() is not None
 
     def prune(self, database: Database, clock: Clock, keep: timedelta = timedelta(days=14)) -> None:
         """Forget events older than any redelivery can be."""
