@@ -21,7 +21,7 @@ from fhir_writer.domain.schedule import CircuitBreaker, RetryPolicy
 from fhir_writer.handlers.delivery import DeliverReport
 from fhir_writer.handlers.intake import Intake
 from fhir_writer.handlers.loop import DeliveryLoop
-from fhir_writer.settings import FhirWriterSettings
+from fhir_writer.settings import Settings
 from pipeline.buses import make_bus
 from pipeline.clock import Clock, SystemClock
 from pipeline.consume import EventConsumer
@@ -38,7 +38,7 @@ DESCRIPTION = "Delivers draft reports to the EHR as FHIR R4 DiagnosticReports, e
 DELIVERIES = Gauge("echo_fhir_deliveries", "Studies by the state of their delivery", ["state"])
 
 
-def retry_policy(settings: FhirWriterSettings) -> RetryPolicy:
+def retry_policy(settings: Settings) -> RetryPolicy:
     """The pauses that the settings ask for."""
     return RetryPolicy(
         first_s=settings.retry_first_s,
@@ -48,7 +48,7 @@ def retry_policy(settings: FhirWriterSettings) -> RetryPolicy:
     )
 
 
-def fhir_client(settings: FhirWriterSettings) -> FhirHttp:
+def fhir_client(settings: Settings) -> FhirHttp:
     """The connection to the EHR; credentials only for the way of authentication that is set."""
     auth = settings.fhir_auth
     token, password = settings.fhir_token, settings.fhir_password
@@ -64,7 +64,7 @@ def fhir_client(settings: FhirWriterSettings) -> FhirHttp:
     )
 
 
-def destination(settings: FhirWriterSettings, fhir: FhirHttp, capability: Capability) -> TransactionDestination:
+def destination(settings: Settings, fhir: FhirHttp, capability: Capability) -> TransactionDestination:
     """Delivery mode A."""
     return TransactionDestination(
         fhir,
@@ -73,6 +73,7 @@ def destination(settings: FhirWriterSettings, fhir: FhirHttp, capability: Capabi
             organisation_name=settings.organisation_name,
             report_status=settings.fhir_report_status,
             zone=ZoneInfo(settings.site_timezone),
+            security_label=settings.fhir_security_label,
             accession_system=settings.fhir_accession_system,
         ),
         patient_systems=settings.fhir_patient_systems,
@@ -104,7 +105,7 @@ class Housekeeping:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the service; returns its exit status."""
-    settings = load_settings(FhirWriterSettings, DESCRIPTION, argv)
+    settings = load_settings(Settings, DESCRIPTION, argv)
     runner = ServiceRunner("fhir-writer", settings)
     clock = SystemClock()
     database = Database(settings.database_url.get_secret_value())

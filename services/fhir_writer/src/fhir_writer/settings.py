@@ -26,7 +26,7 @@ def is_loopback(url: str) -> bool:
         return False
 
 
-class FhirWriterSettings(CommonSettings, DatabaseSettings, BusSettings):
+class Settings(CommonSettings, DatabaseSettings, BusSettings):
     """What a site decides."""
 
     fhir_base_url: str = Field(description="Base URL of the EHR's FHIR R4 API, `https://host/path`.")
@@ -42,7 +42,7 @@ class FhirWriterSettings(CommonSettings, DatabaseSettings, BusSettings):
     fhir_timeout_s: float = Field(30.0, gt=0, le=300, description="Longest silence of the server within a request.")
     fhir_patient_systems: dict[str, str] = Field(
         default_factory=dict,
-        description="JSON object: IssuerOfPatientID to identifier system. With it, an unlisted issuer parks the report.",
+        description="JSON object: IssuerOfPatientID to identifier system. With it, unlisted issuers park the report.",
     )
     fhir_default_patient_system: str = Field(
         DEFAULT_PATIENT_SYSTEM,
@@ -51,6 +51,9 @@ class FhirWriterSettings(CommonSettings, DatabaseSettings, BusSettings):
     fhir_accession_system: str | None = Field(None, description="Identifier system of accession numbers at the EHR.")
     fhir_link_orders: bool = Field(True, description="Look for the order by accession number and refer to it.")
     fhir_report_status: Literal["preliminary", "partial"] = Field("preliminary", description="Status of the report.")
+    fhir_security_label: Literal["DEVAST", "AIAST"] = Field(
+        "DEVAST", description="Security label of AI-made resources; AIAST is newer than R4, strict servers refuse it."
+    )
     organisation_name: str = Field(
         "AI draft reporting service", min_length=1, max_length=200, description="Shown as the report's performer."
     )

@@ -84,10 +84,7 @@ class TransactionDestination:
         return f"ServiceRequest/{mine[0]['id']}" if len(mine) == 1 else None
 
     def _existing(self, study: StudyFacts, draft: Draft) -> Existing:
-        wanted = resources.report_identifier(study.study_instance_uid)
-        reports = self._by_identifier("DiagnosticReport", codes.REPORT_SYSTEM, [wanted])
-        if len(reports) > 1:
-            raise Refused("duplicate_report", "The FHIR server has more than one report of this study from us.")
+        report = self._report(study)
         observations = self._by_identifier(
             "Observation", codes.OBSERVATION_SYSTEM, known_observation_identifiers(study, draft)
         )
@@ -96,7 +93,16 @@ class TransactionDestination:
             if value in by_value:
                 raise Refused("duplicate_report", "The FHIR server has a finding of this study twice.")
             by_value[value] = resource
-        return Existing(reports[0][1] if reports else None, by_value)
+        if report is None and by_value:  # written by another delivery between the two searches
+            report = self._report(study)
+        return Existing(report, by_value)
+
+    def _report(self, study: StudyFacts) -> Json | None:
+        wanted = resources.report_identifier(study.study_instance_uid)
+        found = self._by_identifier("DiagnosticReport", codes.REPORT_SYSTEM, [wanted])
+        if len(found) > 1:
+            raise Refused("duplicate_report", "The FHIR server has more than one report of this study from us.")
+        return found[0][1] if found else None
 
     def _by_identifier(self, kind: str, system: str, values: list[str]) -> list[tuple[str, Json]]:
         tokens = ",".join(f"{system}|{value}" for value in values)

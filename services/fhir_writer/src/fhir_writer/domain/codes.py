@@ -102,7 +102,13 @@ SIDES: dict[str, Code] = {
 }
 
 CATEGORY = (Code(LOINC, "LP29684-5", "Radiology"), Code(DIAGNOSTIC_SERVICE, "RAD", "Radiology"))
-AI_ASSERTED = Code(OBSERVATION_VALUE, "AIAST", "Artificial Intelligence asserted")
+# AIAST came into the code system after R4 was published: a server that validates against R4's own terminology refuses
+# it. DEVAST is what R4 has; the tag beside it says in any case that the text is an AI draft.
+SECURITY_LABELS = {
+    "DEVAST": Code(OBSERVATION_VALUE, "DEVAST", "device asserted"),
+    "AIAST": Code(OBSERVATION_VALUE, "AIAST", "Artificial Intelligence asserted"),
+}
+AI_DRAFT = Code(f"{OUR_BASE}/CodeSystem/label", "ai-draft", "AI draft, not verified")
 
 _PORTABLE_AP = Code(LOINC, "36589-0", "Portable XR Chest AP single view")
 _AP = Code(LOINC, "36572-6", "XR Chest AP")

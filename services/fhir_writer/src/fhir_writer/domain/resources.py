@@ -38,6 +38,7 @@ class Site:
     organisation_name: str
     report_status: Literal["preliminary", "partial"]
     zone: tzinfo
+    security_label: Literal["DEVAST", "AIAST"]
     accession_system: str | None
 
 
@@ -75,8 +76,12 @@ def device_identifier(draft: Draft) -> str:
 
 
 def provenance_tag(study_instance_uid: str, report: Json) -> str:
-    """Tag code of the Provenance of exactly this content; Provenance has no identifier to make it by otherwise."""
-    return derived_uuid("provenance", study_instance_uid, json.dumps(report, sort_keys=True))
+    """Tag code of the Provenance of exactly this content; Provenance has no identifier to make it by otherwise.
+
+    How the report points at its Observations does not count: it differs between a first and a repeated delivery.
+    """
+    content = {k: v for k, v in report.items() if k != "result"}
+    return derived_uuid("provenance", study_instance_uid, json.dumps(content, sort_keys=True))
 
 
 def _checked(resource: Json) -> Json:
@@ -90,8 +95,8 @@ def _instant(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _meta() -> Json:
-    return {"security": [codes.AI_ASSERTED.coding()]}
+def _meta(site: Site) -> Json:
+    return {"security": [codes.SECURITY_LABELS[site.security_label].coding()], "tag": [codes.AI_DRAFT.coding()]}
 
 
 def _text(div: str) -> Json:
@@ -152,7 +157,7 @@ def _observation_basis(study: StudyFacts, site: Site, finding_name: str, status:
     coded = codes.finding(finding_name)
     resource: Json = {
         "resourceType": "Observation",
-        "meta": _meta(),
+        "meta": _meta(site),
         "identifier": [{
             "system": codes.OBSERVATION_SYSTEM,
             "value": observation_identifier(study.study_instance_uid, finding_name),
@@ -202,7 +207,7 @@ def diagnostic_report(study: StudyFacts, draft: Draft, site: Site, refs: Referen
         code["coding"].append(local)
     resource: Json = {
         "resourceType": "DiagnosticReport",
-        "meta": _meta(),
+        "meta": _meta(site),
         "language": _LANGUAGE,
         "text": _text(narrative(draft)),
         "identifier": [{"system": codes.REPORT_SYSTEM, "value": report_identifier(study.study_instance_uid)}],

@@ -129,8 +129,11 @@ def _resource(resource: Json) -> Iterator[str]:
             yield "identifier without system or value"
     if kind in ("DiagnosticReport", "Observation") and resource.get("status") != "entered-in-error":
         yield from _subject(resource)
-        if codes.AI_ASSERTED.code not in {c.get("code") for c in resource.get("meta", {}).get("security", ())}:
-            yield "the AI label is missing from meta.security"
+        meta = resource.get("meta", {})
+        if not codes.SECURITY_LABELS.keys() & {c.get("code") for c in meta.get("security", ())}:
+            yield "the label of a device's or AI's assertion is missing from meta.security"
+        if codes.AI_DRAFT.code not in {c.get("code") for c in meta.get("tag", ())}:
+            yield "the AI draft label is missing from meta.tag"
     if kind == "DiagnosticReport":
         yield from _report(resource)
     if kind == "Observation" and resource.get("status") == "preliminary":

@@ -167,11 +167,11 @@ def refuse_if_touched(report: Json, site: Site) -> None:
     A status beyond a draft's, an interpreter, a missing AI label, or a text and conclusion that no longer fit each
     other and their hash: someone has worked on it.
     """
-    labels = {label.get("code") for label in report.get("meta", {}).get("security", ())}
+    labels = {label.get("code") for label in report.get("meta", {}).get("tag", ())}
     untouched = (
         report.get("status") in {"preliminary", "partial", site.report_status}
         and not report.get("resultsInterpreter")
-        and codes.AI_ASSERTED.code in labels
+        and codes.AI_DRAFT.code in labels
         and _text_is_ours(report)
     )
     if not untouched:
