@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import random
 import socket
 import subprocess
 import uuid
@@ -197,13 +198,19 @@ def services() -> Callable[..., None]:
 
 @pytest.fixture
 def free_port() -> Callable[[], int]:
-    """Each call gives another port on which nobody listens now."""
+    """Each call gives another port on which nobody listens now.
+
+    Below the range that outgoing connections are given (from 32768 on Linux), so that none of those takes it before
+    the server does; and not one of the servers' own.
+    """
+    candidates = iter(random.sample(range(10000, 20000), 200))
 
     def find() -> int:
-        with socket.socket() as probing:
-            probing.bind(("127.0.0.1", 0))
-            port: int = probing.getsockname()[1]
-            return port
+        for port in candidates:
+            with socket.socket() as probing, contextlib.suppress(OSError):
+                probing.bind(("127.0.0.1", port))
+                return port
+        raise RuntimeError("no free port found")
 
     return find
 

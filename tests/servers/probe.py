@@ -7,14 +7,15 @@ with `--wait SECONDS --pid PID` it waits until then, and gives up early when the
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import socket
 import struct
 import sys
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Callable
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,6 +31,10 @@ class NotReady(Exception):
 
 def _connect(host: str | None, port: int | None, default_port: int) -> socket.socket:
     connection = socket.create_connection((host or "127.0.0.1", port or default_port), CONNECT_S)
+    if connection.getsockname() == connection.getpeername():
+        # TCP lets a socket meet itself on a free port of the range that outgoing connections are given
+        connection.close()
+        raise NotReady("refused: the connection met itself")
     connection.settimeout(ANSWER_S)
     return connection
 
@@ -42,9 +47,14 @@ def _exactly(stream: BinaryIO, count: int) -> bytes:
 
 
 def _get_json(url: str) -> dict[str, object]:
-    # an opener of its own: a proxy of the environment has no business on loopback
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=ANSWER_S) as answer:
+    parts = urllib.parse.urlsplit(url)
+    http = HTTPConnection(parts.hostname or "", parts.port)
+    http.sock = _connect(parts.hostname, parts.port, 80)
+    with contextlib.closing(http):
+        http.request("GET", f"{parts.path}?{parts.query}", headers={"Accept": "application/json"})
+        answer = http.getresponse()
+        if answer.status != 200:
+            raise NotReady(f"{url} answered {answer.status}")
         loaded = json.load(answer)
     if not isinstance(loaded, dict):
         raise NotReady(f"{url} answered something else than a JSON object")
@@ -189,7 +199,7 @@ def check(name: str) -> str:
     """One line about the server `name`; raises `NotReady` with what was seen instead."""
     try:
         return PROBES[name]()
-    except (OSError, ValueError, struct.error) as problem:
+    except (OSError, HTTPException, ValueError, struct.error) as problem:
         raise NotReady(f"{type(problem).__name__}: {problem}") from problem
 
 

@@ -1,0 +1,82 @@
+"""tests/conftest.py skips what cannot run, and forbids that where everything must run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from servers import env
+
+TESTS = """
+import pytest
+
+@pytest.mark.needs("redis")
+def test_needs_an_absent_server():
+    pass
+
+def test_fixture_of_an_absent_server(redis_url):
+    pass
+
+def test_skips_itself():
+    pytest.skip("not today")
+
+@pytest.mark.xfail(strict=True)
+def test_fails_as_expected():
+    assert False
+
+def test_passes():
+    pass
+"""
+
+MODULE = """
+import pytest
+
+pytest.importorskip("there_is_no_such_module")
+"""
+
+
+def outcomes(folder: Path, **variables: str) -> dict[str, str]:
+    """Run the tests above with no Redis at hand: test name -> passed, skipped or failed."""
+    tests = folder / "tests"
+    for part, text in {"integration/test_some.py": TESTS, "integration/test_module.py": MODULE}.items():
+        (tests / part).parent.mkdir(parents=True, exist_ok=True)
+        (tests / part).write_text(text)
+    shutil.copy(env.REPOSITORY / "tests" / "conftest.py", tests)
+    shutil.copy(env.REPOSITORY / "pyproject.toml", folder)
+    report = folder / "report.xml"
+    environment = {name: value for name, value in os.environ.items() if name != "REQUIRE_SERVICES"}
+    environment |= {"ECHO_TEST_REDIS_URL": "redis://127.0.0.1:1", "PYTHONPATH": str(env.REPOSITORY / "tests")}
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # most of a short run's time otherwise
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "pytest_timeout"]
+    command += ["--continue-on-collection-errors", f"--junit-xml={report}", str(tests)]
+    subprocess.run(command, cwd=folder, env=environment | variables, capture_output=True, timeout=120)
+    result = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        kinds = {child.tag for child in case} - {"system-out", "system-err"}
+        result[case.get("name") or case.get("classname") or ""] = kinds.pop() if kinds else "passed"
+    return result
+
+
+@pytest.mark.slow
+def test_absent_servers_skip_tests_unless_all_are_required(tmp_path: Path) -> None:
+    usual = outcomes(tmp_path / "usual")
+    skipped = {
+        "test_needs_an_absent_server",
+        "test_fixture_of_an_absent_server",
+        "test_skips_itself",
+        "test_fails_as_expected",
+        "tests.integration.test_module",
+    }
+    assert {name for name, kind in usual.items() if kind == "skipped"} == skipped
+    assert usual["test_passes"] == "passed"
+
+    required = outcomes(tmp_path / "required", REQUIRE_SERVICES="1")
+    broken = {name for name, kind in required.items() if kind in ("failure", "error")}
+    assert broken == skipped - {"test_fails_as_expected"}
+    assert required["test_passes"] == "passed"
