@@ -99,7 +99,9 @@ def _window(values: Floats, ds: Dataset) -> Floats | None:
         return None
     function = str(ds.get("VOILUTFunction") or "LINEAR").strip().upper()
     if function == "SIGMOID":
-        return np.float32(255.0) / (1.0 + np.exp(np.clip(-4.0 * (values - center) / width, -60, 60), dtype=np.float32))
+        steps: Floats = (-4.0 * (values - np.float32(center)) / np.float32(width)).clip(-60.0, 60.0)
+        curve: Floats = np.float32(255.0) / (np.float32(1.0) + np.exp(steps))
+        return curve
     if function == "LINEAR" and width > 1:  # C.11.2.1.2.1; LINEAR_EXACT is C.11.2.1.3.2
         center, width = center - 0.5, width - 1.0
     scaled: Floats = (values - np.float32(center - width / 2)) * np.float32(255.0 / width)

@@ -1,0 +1,189 @@
+"""What is reported, case by case, over the headers that real radiographs come with."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+import pytest
+from dispatcher.domain.eligibility import REASONS, Policy, Select, Skip, View, age_years, decide, study_of, view
+
+from unit.dispatcher.studies import instance, new_uid, study_data
+
+POLICY = Policy()
+CR = "1.2.840.10008.5.1.4.1.1.1"
+SC = "1.2.840.10008.5.1.4.1.1.7"
+PROCESSING = "1.2.840.10008.5.1.4.1.1.1.1.1"
+
+
+def verdict(*instances: dict[str, Any], policy: Policy = POLICY, **study: Any) -> str:
+    decision = decide(study_of(study_data(*instances, **study)), policy)
+    return decision.code if isinstance(decision, Skip) else "report"
+
+
+def blank(**changes: Any) -> dict[str, Any]:
+    return instance(**{"body_part_examined": None, "view_position": None} | changes)
+
+
+@pytest.mark.parametrize(
+    ("expected", "image", "study"),
+    [
+        # modality
+        ("report", instance(), {}),
+        ("report", instance(modality="CR", sop_class_uid=CR), {}),
+        ("report", instance(modality="dx "), {}),
+        ("report", instance(modality="DX", sop_class_uid=SC), {}),
+        ("report", instance(modality=None), {}),
+        ("modality_not_reportable", instance(modality=None, sop_class_uid=SC), {}),
+        ("modality_not_reportable", instance(modality="CT"), {}),
+        ("modality_not_reportable", instance(modality="MG"), {}),
+        ("modality_not_reportable", instance(modality="SC", sop_class_uid=SC), {}),
+        ("modality_not_reportable", instance(modality="SR", has_pixel_data=False), {}),
+        # what kind of image
+        ("no_pixel_data", instance(has_pixel_data=False), {}),
+        ("localiser_only", instance(image_type=["ORIGINAL", "PRIMARY", "LOCALIZER"]), {}),
+        ("multi_frame_only", instance(number_of_frames=30), {}),
+        ("report", instance(number_of_frames=None), {}),
+        ("image_too_large", instance(rows=20_000, columns=20_000), {}),
+        ("report", instance(rows=None, columns=None), {}),
+        # body part: one source says chest
+        ("report", blank(body_part_examined="THORAX"), {}),
+        ("report", blank(body_part_examined="chest "), {}),
+        ("report", blank(series_description="Thorax pa"), {}),
+        ("report", blank(series_description="TORAX_AP"), {}),
+        ("report", blank(protocol_name="W033 Chest, PA"), {}),
+        ("report", blank(), {"description": "XR CHEST 2 VIEWS"}),
+        ("report", blank(), {"description": "Rx torace"}),
+        ("report", blank(), {"description": "胸部正位"}),
+        ("report", blank(), {"procedure": "Portable CXR"}),
+        ("report", blank(view_position="CHEST PA"), {}),
+        # body part: another one
+        ("not_chest", blank(body_part_examined="ABDOMEN"), {}),
+        ("not_chest", blank(body_part_examined="EXTREMETY"), {}),
+        ("not_chest", blank(body_part_examined="TSPINE"), {}),
+        ("not_chest", blank(series_description="Thoracic spine AP"), {}),
+        ("not_chest", blank(), {"description": "Left knee 3 views"}),
+        ("not_chest", blank(), {"procedure": "Brustwirbelsäule in 2 Ebenen"}),
+        ("not_chest", blank(series_description="KUB"), {}),
+        ("not_chest", blank(body_part_examined="CHEST"), {"description": "Dental panoramic"}),
+        ("not_chest", instance(protocol_name="Canine thorax DV"), {}),
+        # the default of a device against what a person typed
+        ("conflicting_body_part", instance(body_part_examined="CHEST"), {"description": "HAND 3 VIEWS"}),
+        ("conflicting_body_part", instance(body_part_examined="CHEST", series_description="Hand PA"), {}),
+        ("report", instance(body_part_examined="ABDOMEN", series_description="Chest PA"), {"description": "Chest"}),
+        ("report", instance(), {"description": "CHEST AND ABDOMEN"}),
+        # "shoulder" holds no "thorax", "archest" no chest
+        ("report", blank(series_description="ORCHESTRA"), {}),
+        # views
+        ("no_frontal_view", instance(view_position="LL"), {}),
+        ("no_frontal_view", instance(view_position="LATERAL"), {}),
+        ("no_frontal_view", instance(view_position="LLD"), {}),
+        ("no_frontal_view", instance(view_position="RAO"), {}),
+        ("no_frontal_view", instance(view_position=None, series_description="Chest LAT"), {}),
+        ("no_frontal_view", instance(view_position=None, series_description="AP lateral decubitus"), {}),
+        ("report", instance(view_position="AP"), {}),
+        ("report", instance(view_position=""), {"description": "Chest PA and lateral"}),
+        ("report", instance(view_position="W PA"), {}),
+        # age
+        ("paediatric", instance(), {"age": "012Y"}),
+        ("paediatric", instance(), {"age": "008M"}),
+        ("paediatric", instance(), {"born": "2015-06-01"}),
+        ("report", instance(), {"age": "018Y"}),
+        ("report", instance(), {"age": "Y12"}),
+        ("report", instance(), {"age": "-05Y"}),
+        ("report", instance(), {"age": "412Y"}),
+        ("report", instance(), {"born": "1900-01-01", "age": "040Y"}),
+        ("paediatric", instance(), {"born": "1900-01-01", "age": "004Y"}),
+        ("report", instance(), {"born": "1990-01-01", "age": "004Y"}),
+        ("report", instance(), {"born": "2030-01-01"}),
+    ],
+)
+def test_default_policy(expected: str, image: dict[str, Any], study: dict[str, Any]) -> None:
+    assert verdict(image, **study) == expected
+
+
+def test_missing_evidence_follows_the_site() -> None:
+    strict = Policy(missing_evidence="skip")
+    assert verdict(blank()) == "report"
+    assert verdict(blank(), policy=strict) == "body_part_unknown"
+    assert verdict(instance(view_position=None), policy=strict) == "view_unknown"
+    assert verdict(instance(), policy=strict) == "report"
+    decision = decide(study_of(study_data(blank())), POLICY)
+    assert isinstance(decision, Select)
+    assert decision.assumed == ("body_part_unknown", "view_unknown")
+
+
+def test_secondary_captures_and_children_by_setting() -> None:
+    assert verdict(instance(modality="SC", sop_class_uid=SC), policy=Policy(modalities=frozenset({"SC"}))) == "report"
+    assert verdict(instance(), policy=Policy(minimum_age_years=0), age="001D") == "report"
+
+
+def test_one_reportable_image_among_others_is_enough() -> None:
+    chest = instance()
+    others = [instance(modality="CT"), instance(has_pixel_data=False), blank(body_part_examined="HAND")]
+    decision = decide(study_of(study_data(*others, chest)), POLICY)
+    assert isinstance(decision, Select)
+    assert [image.sop_instance_uid for image in decision.images] == [chest["sop_instance_uid"]]
+
+
+def test_images_frontal_first_and_no_more_than_allowed() -> None:
+    lateral = instance(view_position="LL", instance_number=1)
+    ap = instance(view_position="AP", instance_number=2)
+    pa = instance(view_position="PA", instance_number=3)
+    raw = instance(view_position="PA", instance_number=0, sop_class_uid=PROCESSING)
+    study = study_of(study_data(lateral, ap, raw, pa))
+
+    def chosen(most: int) -> list[str]:
+        decision = decide(study, Policy(max_images=most))
+        assert isinstance(decision, Select)
+        return [image.sop_instance_uid for image in decision.images]
+
+    in_order = [image["sop_instance_uid"] for image in (pa, ap, lateral)]
+    assert [chosen(most) for most in (1, 2, 3, 9)] == [in_order[:1], in_order[:2], in_order, in_order]
+
+
+def test_an_image_for_processing_serves_when_there_is_no_other() -> None:
+    assert verdict(instance(sop_class_uid=PROCESSING)) == "report"
+
+
+def test_priority_by_calling_ae_title() -> None:
+    policy = Policy(stat_calling_ae_titles=frozenset({"ER"}))
+    for callers, expected in ((["ER", "PACS"], "stat"), (["PACS"], "routine")):
+        decision = decide(study_of(study_data(callers=callers)), policy)
+        assert isinstance(decision, Select)
+        assert decision.priority == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("PA", View.FRONTAL),
+        ("ap supine", View.FRONTAL),
+        ("p.a.", View.FRONTAL),
+        ("Posteroanterior", View.FRONTAL),
+        ("LAT", View.LATERAL),
+        ("RL", View.LATERAL),
+        ("lt lat", View.LATERAL),
+        ("LPO", View.OTHER),
+        ("oblique", View.OTHER),
+        ("PAT", View.UNKNOWN),
+        ("", View.UNKNOWN),
+    ],
+)
+def test_view(text: str, expected: View) -> None:
+    study = study_of(study_data(instance(view_position=text)))
+    assert view(study.images[0]) is expected
+
+
+def test_age_counts_to_the_day_before_the_birthday() -> None:
+    def age(taken: str) -> float | None:
+        return age_years(study_of(study_data(born="2008-01-05", taken=taken)))
+
+    assert (age("2026-01-04"), age("2026-01-05")) == (17.0, 18.0)
+    assert study_of(study_data(taken=None)).taken_on == date(2026, 1, 5)
+
+
+def test_every_reason_is_a_sentence_and_none_names_an_identifier() -> None:
+    uid = new_uid()
+    for code, text in REASONS.items():
+        assert text.endswith(".") and uid not in text, code
