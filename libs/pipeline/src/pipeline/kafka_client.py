@@ -69,6 +69,9 @@ def _ssl_context(settings: BusSettings) -> ssl.SSLContext:
 
 def build(factory: Callable[..., Any], settings: BusSettings, **options: Any) -> Any:
     """A connected client. Raises `BusUnavailable` that says what to check."""
+    # Knocking first answers at once where the library would try for seconds (and leave a socket open for each try).
+    if not any(_answers(address) for address in addresses(settings)):
+        raise BusUnavailable(_nobody(settings))
     made: list[Any] = []
 
     def client(**configs: Any) -> Any:
@@ -107,6 +110,19 @@ def explain(error: KafkaError, settings: BusSettings) -> str:
     return _diagnosis(settings) or f"Kafka at {', '.join(addresses(settings))} does not answer: {type(error).__name__}"
 
 
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _nobody(settings: BusSettings) -> str:
+    return f"nothing answers at {', '.join(addresses(settings))}: check ECHO_BUS_URL and the Kafka brokers"
+
+
 def _diagnosis(settings: BusSettings) -> str | None:
     """The library reports a wrong port, CA, protocol and password all as a time-out: look for the cause oneself."""
     where = ", ".join(addresses(settings))
@@ -130,7 +146,7 @@ def _diagnosis(settings: BusSettings) -> str | None:
         except (OSError, ValueError):
             continue
     if not reached:
-        return f"nothing answers at {where}: check ECHO_BUS_URL and the Kafka brokers"
+        return _nobody(settings)
     if protocol.startswith("SASL"):
         return f"Kafka at {where} can be reached but gives no answer: {_CREDENTIALS}"
     return None
