@@ -18,7 +18,7 @@ from dicom_listener.domain.watermark import Watermark
 from dicom_listener.handlers.associations import Associations
 from dicom_listener.handlers.complete import CompletenessLoop
 from dicom_listener.handlers.receive import Receiver
-from dicom_listener.settings import ListenerSettings
+from dicom_listener.settings import Settings
 from pipeline.buses import make_bus
 from pipeline.clock import SystemClock
 from pipeline.database import Database
@@ -42,7 +42,7 @@ def free_bytes(store: ObjectStore) -> int:
 
 
 def bind_scp(
-    settings: ListenerSettings, receiver: Receiver, associations: Associations, store: ObjectStore, clock: SystemClock
+    settings: Settings, receiver: Receiver, associations: Associations, store: ObjectStore, clock: SystemClock
 ) -> StorageScp:
     """The SCP on its port; a port that cannot be had ends the process with status 2."""
     options = ScpOptions(
@@ -68,7 +68,7 @@ def bind_scp(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the service until it is told to stop; returns the exit status."""
     settings = load_settings(
-        ListenerSettings, "Receives DICOM objects (C-STORE), keeps them and announces completed studies.", argv
+        Settings, "Receives DICOM objects (C-STORE), keeps them and announces completed studies.", argv
     )
     runner = ServiceRunner("dicom-listener", settings)
     clock = SystemClock()

@@ -98,6 +98,8 @@ class StorageScp:
 
     def drain(self, grace_seconds: float) -> None:
         """Reject new associations as transient, give running ones `grace_seconds`, then close the port."""
+        if self._draining.is_set():
+            return
         self._draining.set()
         deadline = time.monotonic() + grace_seconds
         while self._established() and time.monotonic() < deadline:

@@ -45,8 +45,11 @@ def read_elements(data: Buffer, start: int, transfer_syntax_uid: str, wanted: fr
     """Elements of the data set that begins at `start`; raises `Refused` when the bytes are no whole data set."""
     partial = False
     if transfer_syntax_uid in DEFLATED:
-        data, partial = _inflate(data, start)
-        start = 0
+        try:
+            data, partial = _inflate(data, start)
+            start = 0
+        except zlib.error:
+            pass  # not deflated after all, as some senders do; if it is damaged, the walk will say so
     walker = _Walker(data, wanted, little_endian=transfer_syntax_uid != EXPLICIT_BIG, partial=partial)
     return walker.top_level(start, implicit=transfer_syntax_uid in (IMPLICIT_LITTLE, _PRIVATE_IMPLICIT))
 
@@ -54,10 +57,7 @@ def read_elements(data: Buffer, start: int, transfer_syntax_uid: str, wanted: fr
 def _inflate(data: Buffer, start: int) -> tuple[bytes, bool]:
     """The inflated bytes, and whether they were cut at the limit."""
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        inflated = stream.decompress(data[start:], _MAX_INFLATED)
-    except zlib.error:
-        raise Refused(Reason.UNREADABLE, "the deflated stream is damaged") from None
+    inflated = stream.decompress(data[start:], _MAX_INFLATED)
     if stream.eof:
         return inflated, False
     if len(inflated) < _MAX_INFLATED:
@@ -71,6 +71,7 @@ class _Walker:
         self._wanted = wanted
         self._little = little_endian
         self._partial = partial
+        self._pixels_begun = False
         order = "<" if little_endian else ">"
         self._tag_format = struct.Struct(order + "HH")
         self._long = struct.Struct(order + "L")
@@ -81,10 +82,11 @@ class _Walker:
         try:
             self._data_set(found, start, len(self._data), implicit, depth=0, undefined=False)
         except Refused as refused:
-            # What follows the pixel data is padding or signatures; and a walk of a cut copy ends somewhere.
-            if refused.reason is Reason.TRUNCATED and (found.has_pixel_data or (self._partial and found.values)):
-                return found
-            raise
+            cut_by_us = self._partial and found.values
+            # What follows the pixel data is padding or signatures, without which the object is as good.
+            if refused.reason is not Reason.TRUNCATED or not (found.has_pixel_data or cut_by_us):
+                raise
+            found.has_pixel_data = self._pixels_begun
         return found
 
     def _data_set(
@@ -105,6 +107,8 @@ class _Walker:
             if tag == 0 and not any(self._data[position : min(end, position + 4096)]):
                 break  # zero padding behind the last element
             vr, length, value = self._header(position, end, implicit)
+            if depth == 0 and tag in _PIXELS:
+                self._pixels_begun = True
             if length == _UNDEFINED:
                 items: list[Elements] | None = [] if tag in self._wanted else None
                 position = self._items(items, value, end, implicit or vr == b"UN", depth, None)

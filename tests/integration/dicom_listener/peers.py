@@ -1,0 +1,267 @@
+"""Data sets, a Storage SCU that sends bytes exactly as told, and the listener's parts put together in one process."""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
+from pydicom.uid import UID
+from pynetdicom import AE
+from pynetdicom.dimse_messages import C_STORE_RQ
+from pynetdicom.dimse_primitives import C_STORE
+
+from dicom_listener.adapters.ledger import SqlLedger
+from dicom_listener.adapters.scp import ScpOptions, StorageScp
+from dicom_listener.adapters.tables import instances, outbox, refusals, studies
+from dicom_listener.app import MIGRATIONS, free_bytes
+from dicom_listener.domain.completeness import Rules
+from dicom_listener.domain.encoded import DEFLATED
+from dicom_listener.domain.watermark import Watermark
+from dicom_listener.handlers.associations import Associations
+from dicom_listener.handlers.complete import CompletenessLoop
+from dicom_listener.handlers.receive import Receiver
+from pipeline.clock import SystemClock
+from pipeline.database import Database
+from pipeline.events import Event
+from pipeline.store import LocalObjectStore
+
+DX = "1.2.840.10008.5.1.4.1.1.1.1"
+CT = "1.2.840.10008.5.1.4.1.1.2"
+VERIFICATION = "1.2.840.10008.1.1"
+IMPLICIT, EXPLICIT, BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
+_numbers = itertools.count(1)
+
+
+def new_uid() -> str:
+    """Unique over test runs."""
+    return f"2.25.{time.time_ns()}{next(_numbers)}"
+
+
+def image(study: str | None = None, *, size: int = 64, sop_class: str = DX, **changes: Any) -> Dataset:
+    """A small chest film of a new instance."""
+    ds = Dataset()
+    ds.SOPClassUID, ds.SOPInstanceUID = sop_class, new_uid()
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = study or new_uid(), new_uid()
+    ds.PatientID, ds.PatientName, ds.AccessionNumber = "PHANTOM-1", "PHANTOM^ONE", "EX-0001"
+    ds.Modality, ds.BodyPartExamined = "DX", "CHEST"
+    ds.PhotometricInterpretation = "MONOCHROME2"
+    ds.Rows, ds.Columns, ds.SamplesPerPixel = size, size, 1
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 8, 8, 7, 0
+    ds.PixelData = bytes(i * 7 % 251 for i in range(size)) * size
+    for keyword, value in changes.items():
+        if value is None:
+            delattr(ds, keyword)
+        else:
+            setattr(ds, keyword, value)
+    return ds
+
+
+def encoded(ds: Dataset, transfer_syntax_uid: str = EXPLICIT) -> bytes:
+    """The data set's bytes in a transfer syntax; compressed ones get fragments that only look like a bit stream."""
+    syntax = UID(transfer_syntax_uid)
+    if syntax.is_transfer_syntax and syntax.is_compressed and syntax not in DEFLATED and "PixelData" in ds:
+        ds["PixelData"].VR = "OB"
+        ds["PixelData"].is_undefined_length = True
+        ds.PixelData = encapsulate([ds.PixelData[:101]])
+    buffer = DicomBytesIO()
+    buffer.is_implicit_VR = transfer_syntax_uid == IMPLICIT
+    buffer.is_little_endian = transfer_syntax_uid != BIG
+    write_dataset(buffer, ds)
+    data = buffer.getvalue()
+    if syntax in DEFLATED:
+        deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        data = deflate.compress(data) + deflate.flush()
+    return data
+
+
+class Sender:
+    """One association of a Storage SCU."""
+
+    def __init__(
+        self,
+        port: int,
+        contexts: list[tuple[str, list[str]]] | None = None,
+        *,
+        calling: str = "SENDER",
+        called: str = "ECHO",
+    ) -> None:
+        ae = AE(ae_title=calling)
+        ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 30
+        for abstract_syntax, transfer_syntaxes in contexts or [(DX, [EXPLICIT]), (VERIFICATION, [IMPLICIT])]:
+            ae.add_requested_context(abstract_syntax, transfer_syntaxes)
+        self.assoc = ae.associate("127.0.0.1", port, ae_title=called)
+
+    def store(
+        self, data: bytes, sop_class: str, sop_instance: str, transfer_syntax_uid: str | None = None
+    ) -> int | None:
+        """C-STORE these bytes under these UIDs; the status, or None if the association broke."""
+        request = C_STORE()
+        request.MessageID = 1
+        request.AffectedSOPClassUID = UID(sop_class)
+        request.AffectedSOPInstanceUID = UID(sop_instance)
+        request.Priority = 2
+        request.DataSet = BytesIO(data)
+        assoc = self.assoc
+        context = next(
+            cx.context_id
+            for cx in assoc.accepted_contexts
+            if transfer_syntax_uid in (None, cx.transfer_syntax[0]) and cx.abstract_syntax != VERIFICATION
+        )
+        assert context is not None
+        assoc._reactor_checkpoint.clear()  # as pynetdicom's own send_* methods do
+        while not assoc._is_paused:
+            time.sleep(0.001)
+        assoc.dimse.send_msg(request, context)
+        _, response = assoc.dimse.get_msg(block=True)
+        assoc._reactor_checkpoint.set()
+        return None if response is None else response.Status
+
+    def send(self, ds: Dataset) -> int | None:
+        """C-STORE a data set in Explicit VR Little Endian."""
+        return self.store(encoded(ds), ds.SOPClassUID, ds.SOPInstanceUID)
+
+    def rejected_for_now(self) -> bool:
+        """Whether the association was rejected as transient."""
+        answer = self.assoc.acceptor.primitive
+        return self.assoc.is_rejected and answer is not None and answer.result == 2
+
+    def __enter__(self) -> Sender:
+        assert self.assoc.is_established
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.assoc.release()
+
+
+def half_a_message(sender: Sender, data: bytes, sop_instance_uid: str) -> None:
+    """Send the command and the first half of the fragments of a C-STORE."""
+    request = C_STORE()
+    request.MessageID, request.Priority = 1, 2
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = UID(DX), UID(sop_instance_uid)
+    request.DataSet = BytesIO(data)
+    message = C_STORE_RQ()
+    message.primitive_to_message(request)
+    fragments = list(message.encode_msg(1, 16_384))
+    for fragment in fragments[: len(fragments) // 2]:
+        sender.assoc.dul.send_pdu(fragment)
+
+
+@dataclass
+class Listener:
+    """The real parts, wired as in `app.py`, on one database and one folder."""
+
+    database: Database
+    store: LocalObjectStore
+    scp: StorageScp
+    loop: CompletenessLoop
+    receiver: Receiver
+    root: Path
+
+    @property
+    def port(self) -> int:
+        return self.scp.port
+
+    def rows(self, table: sa.Table) -> list[Any]:
+        with self.database.read() as connection:
+            return list(connection.execute(sa.select(table)).all())
+
+    def events(self) -> list[Event]:
+        with self.database.read() as connection:
+            payloads = connection.scalars(sa.select(outbox.table.c.payload).order_by(outbox.table.c.id)).all()
+        return [Event.from_bytes(payload) for payload in payloads]
+
+    def instance(self, sop_instance_uid: str) -> Any:
+        return next(row for row in self.rows(instances) if row.sop_instance_uid == sop_instance_uid and row.valid)
+
+    def study(self, study_instance_uid: str) -> Any:
+        return next(row for row in self.rows(studies) if row.study_instance_uid == study_instance_uid)
+
+    def refusals(self) -> list[Any]:
+        return self.rows(refusals)
+
+    def staged(self) -> list[Path]:
+        return list(self.store.staging_dir().iterdir())
+
+    def data_set(self, object_key: str) -> bytes:
+        return data_set_bytes(self.root / object_key)
+
+    def step_until(self, closed: int) -> None:
+        wait_for(lambda: self.loop.step() >= closed)
+
+
+def data_set_bytes(path: Path) -> bytes:
+    """What follows the file meta information of a Part 10 file."""
+    raw = path.read_bytes()
+    assert raw[128:132] == b"DICM"
+    assert raw[132:136] == b"\x02\x00\x00\x00"
+    return raw[144 + int.from_bytes(raw[140:144], "little") :]
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
+    """Until it is true, or fail."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+@contextmanager
+def listening(
+    url: str,
+    root: Path,
+    *,
+    rules: Rules | None = None,
+    policy: str = "keep_first",
+    watermark: Watermark | None = None,
+    store: LocalObjectStore | None = None,
+    free: Callable[[], int | None] | None = None,
+    **options: Any,
+) -> Iterator[Listener]:
+    """A listener on a free port of the loopback."""
+    database = Database(url)
+    database.migrate(MIGRATIONS)
+    objects = store or LocalObjectStore(root)
+    clock, associations = SystemClock(), Associations()
+    ledger = SqlLedger(database, policy)  # type: ignore[arg-type]  # tests pass one of the two words
+    receiver = Receiver(
+        objects, ledger, associations, clock, watermark or Watermark(0, 0), free or (lambda: free_bytes(objects))
+    )
+    loop = CompletenessLoop(ledger, associations, rules or Rules(0.3, 0.1, 60), clock)
+    settings: dict[str, Any] = {
+        "host": "127.0.0.1",
+        "port": 0,
+        "ae_title": "ECHO",
+        "require_called_aet": False,
+        "maximum_associations": 16,
+        "maximum_pdu_bytes": 16_384,
+        "network_timeout_seconds": 20.0,
+    }
+    scp = StorageScp(ScpOptions(**(settings | options)), receiver, associations, objects, clock)
+    scp.start()
+    try:
+        yield Listener(database, objects, scp, loop, receiver, root)
+    finally:
+        scp.drain(0)
+        database.close()
+
+
+def sqlite_rows(path: Path, query: str) -> list[Any]:
+    """Read another process's database."""
+    connection = sqlite3.connect(path, timeout=10)
+    try:
+        return connection.execute(query).fetchall()
+    finally:
+        connection.close()

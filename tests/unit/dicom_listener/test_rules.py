@@ -1,0 +1,98 @@
+"""UIDs, watermark, statuses, open associations, settings."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from dicom_listener.domain.refusals import Reason, Refused
+from dicom_listener.domain.uids import is_uid
+from dicom_listener.domain.watermark import Watermark
+from dicom_listener.handlers.associations import Associations
+from dicom_listener.handlers.receive import object_key
+from pipeline.store import check_key
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("uid", ["1.2.840.10008.1.2", "2.25.0", "0", "1." + "9" * 62])
+def test_uids(uid: str) -> None:
+    assert is_uid(uid)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "../../etc/passwd", "1..2", ".1.2", "1.2.", "1.02", "1.2\n", "1.2 ", "1." + "9" * 63, "1.2\0", "1.٣", "a.b"],
+)
+def test_not_uids(text: str) -> None:
+    assert not is_uid(text)
+
+
+def test_watermark_has_hysteresis() -> None:
+    watermark = Watermark(min_free_bytes=100, resume_free_bytes=200)
+    answers = [watermark.allows(free) for free in (150, 100, 99, 100, 199, 200, 150, 99)]
+    assert answers == [True, True, False, False, False, True, True, False]
+    assert Watermark(100, 200).allows(None)
+
+
+def test_only_what_cannot_be_understood_is_kept_in_quarantine() -> None:
+    assert {reason for reason in Reason if reason.is_kept} == {
+        Reason.UNREADABLE,
+        Reason.TRUNCATED,
+        Reason.TOO_DEEP,
+        Reason.MISSING_UID,
+        Reason.INVALID_UID,
+    }
+    assert Refused(Reason.MISSING_UID, "StudyInstanceUID").text().endswith("(StudyInstanceUID)")
+
+
+def test_codes_are_unique() -> None:
+    assert len({reason.code for reason in Reason}) == len(Reason)
+
+
+def test_object_keys_are_made_of_the_hash() -> None:
+    key = object_key("ab12" + "0" * 60)
+    assert check_key(key) == "objects/ab/12/ab12" + "0" * 60 + ".dcm"
+
+
+class Thread:
+    def __init__(self) -> None:
+        self.alive = True
+
+    def is_alive(self) -> bool:
+        return self.alive
+
+
+def test_release_counts_when_the_last_association_has_ended() -> None:
+    associations = Associations()
+    first, second = Thread(), Thread()
+    associations.carry(first, "1.2.3")
+    associations.carry(second, "1.2.3")
+    associations.end(first, NOW)
+    assert associations.take_released() == {}
+    assert associations.carried() == {"1.2.3"}
+    associations.end(second, NOW)
+    assert associations.take_released() == {"1.2.3": NOW}
+    assert associations.take_released() == {}
+
+
+def test_an_abort_is_no_release_and_a_dead_thread_carries_nothing() -> None:
+    associations = Associations()
+    first, second = Thread(), Thread()
+    associations.carry(first, "1.2.3")
+    associations.carry(second, "1.2.4")
+    associations.end(first, None)
+    second.alive = False
+    assert associations.carried() == set()
+    assert associations.take_released() == {}
+
+
+def test_releases_that_could_not_be_written_come_again() -> None:
+    associations = Associations()
+    thread = Thread()
+    associations.carry(thread, "1.2.3")
+    associations.end(thread, NOW)
+    taken = associations.take_released()
+    associations.give_back(taken)
+    assert associations.take_released() == {"1.2.3": NOW}
