@@ -63,7 +63,7 @@ def test_wrong_input_is_one_line_and_status_2(
     model = ["--model", str(checkpoint)]
     for arguments, message in [
         (["generate", *model, str(tmp_path / "absent.png")], "no such file"),
-        (["generate", *model, str(tmp_path / "text.png")], "no readable PNG"),
+        (["generate", *model, str(tmp_path / "text.png")], "no PNG or JPEG file"),
         (["generate", "--model", str(tmp_path), films[0]], "config.json is missing"),
         (["generate", "--model", "/nowhere", films[0]], "no folder"),
         (["generate", *model, films[0], "--block-length", "2", "--denoising-steps", "3"], "denoising_steps"),

@@ -114,6 +114,7 @@ def _engine(args: argparse.Namespace) -> ReportEngine:
 
 
 def _generate(args: argparse.Namespace) -> int:
+    from echo_model.guards import OUT_OF_DOMAIN
     from echo_model.images import read_image
 
     pictures = [read_image(path) for path in args.images]  # before the model is loaded: a typing error answers at once
@@ -133,6 +134,8 @@ def _generate(args: argparse.Namespace) -> int:
             marks = f"  [{', '.join(sentence.flags)}]" if sentence.flags else ""
             print(f"{sentence.section:<10} {sentence.confidence:.2f}  {sentence.text}{marks}")
         print(f"flags: {', '.join(report.flags) or 'none'}")
+        if OUT_OF_DOMAIN in report.flags:
+            print("This image is unlike those the model was trained on: what it wrote about it means nothing.")
         stats = report.stats
         print(
             f"{stats.tokens} tokens in {stats.forward_passes} passes ({stats.tokens_per_forward:.1f} a pass), "

@@ -124,8 +124,9 @@ def prepare_prompt(
     ids = input_ids.reshape(1, -1) if input_ids.ndim == 1 else input_ids
     if ids.ndim != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
         raise SettingsError(f"input_ids must hold one prompt, (L,) or (1, L), not {tuple(input_ids.shape)}")
-    if model.config._attn_implementation not in ("sdpa", "eager"):
-        raise SettingsError(f"attention {model.config._attn_implementation!r} takes no block mask; load with 'sdpa'")
+    attention = model.model.language_model.config._attn_implementation
+    if attention not in ("sdpa", "eager"):
+        raise SettingsError(f"attention {attention!r} takes no block mask; load the model with 'sdpa'")
     embedding = model.model.language_model.embed_tokens
     ids = ids.to(embedding.weight.device)
     embeds = embedding(ids)

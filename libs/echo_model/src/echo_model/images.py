@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from echo_model.errors import CheckpointError, ImageError
 
@@ -164,8 +164,10 @@ def read_image(path: Path, max_image_pixels: int = ImageConfig.max_image_pixels)
             return picture
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", f"{path}: {error}") from None
+    except UnidentifiedImageError:
+        raise ImageError("not_an_image", f"{path}: no PNG or JPEG file") from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError("not_an_image", f"{path}: no readable PNG or JPEG ({error})") from None
+        raise ImageError("not_an_image", f"{path}: damaged PNG or JPEG file ({error})") from None
 
 
 def _to_rgb8(image: Picture, cfg: ImageConfig) -> Image.Image:
