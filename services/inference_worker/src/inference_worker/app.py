@@ -14,10 +14,10 @@ import time
 from collections.abc import Sequence
 
 from inference_worker.adapters.celery_worker import CeleryWorker, end_now, make_app
-from inference_worker.adapters.model import EngineModel, load_engine
 from inference_worker.adapters.pixels import PydicomDecoder
 from inference_worker.gate import Gate
 from inference_worker.handlers import Reporter
+from inference_worker.ports import ReportModel
 from inference_worker.settings import DRAIN_MARGIN_S, Settings
 from inference_worker.watchdog import Watchdog
 from pipeline.buses import make_bus
@@ -34,9 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the worker until SIGTERM; returns the exit status."""
     settings = load_settings(Settings, "Takes report jobs from the queue and writes draft reports.", argv)
     runner = ServiceRunner("inference_worker", settings)
-    clock = SystemClock()
-    begun = clock.monotonic()
+    # Loads torch, which takes seconds: `--help` and a wrong setting are answered without it.
+    from inference_worker.adapters.model import EngineModel, load_engine
+
+    begun = time.monotonic()
     engine = load_engine(settings.model, settings.device, settings.concurrency, settings.torch_threads)
+    runner.on_stop(engine.close)
     model = EngineModel(engine)
     log.info(
         "model loaded",
@@ -44,9 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             "model": model.model_id,
             "version": model.model_version,
             "device": str(engine.loaded.device),
-            "seconds": round(clock.monotonic() - begun, 2),
+            "seconds": round(time.monotonic() - begun, 2),
         },
     )
+    return serve(settings, runner, model)
+
+
+def serve(settings: Settings, runner: ServiceRunner, model: ReportModel) -> int:
+    """Take tasks for a model that is loaded, until SIGTERM; returns the exit status."""
+    clock = SystemClock()
     bus = make_bus(settings)
     bus.ensure_topics(ALL_TOPICS)
     producer = bus.producer()
@@ -91,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     runner.add_loop("celery", worker.run)
     runner.add_loop("watchdog", watchdog.run)
-    for close in (bus.close, producer.close, engine.close):
+    for close in (bus.close, producer.close):
         runner.on_stop(close)
     checks = {"task_queue": worker.ping, "bus": bus.ping, "object_store": store.ping}
     return runner.run(checks, on_ready=wait_until_consuming, before_join=drain)

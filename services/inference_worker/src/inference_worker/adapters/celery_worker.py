@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from celery import Celery, signals
+from celery import Celery
 from celery.exceptions import Reject
 from celery.worker import WorkController, state
 from kombu.exceptions import OperationalError
@@ -67,7 +67,6 @@ class CeleryWorker:
         self._app = app
         self.consuming = threading.Event()
         self.drained = threading.Event()
-        signals.worker_ready.connect(self._on_ready, weak=False)
         self._controller = WorkController(
             app=app,
             queues=list(QUEUES.values()),  # in the order of priority
@@ -75,10 +74,8 @@ class CeleryWorker:
             without_mingle=True,  # workers have nothing to tell each other
             without_gossip=True,
             without_heartbeat=True,
+            ready_callback=lambda _consumer: self.consuming.set(),
         )
-
-    def _on_ready(self, **_: object) -> None:
-        self.consuming.set()
 
     def run(self, stop: threading.Event) -> None:
         """Serve until `stop` is set; returns when the tasks in hand are done."""
