@@ -224,13 +224,5 @@ def test_port_in_use(process: Process) -> None:
     assert f"wrong setting ECHO_DICOM_PORT: port {port} on 127.0.0.1 is in use" in message
 
 
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        ({"quiet_seconds": "soon"}, "ECHO_QUIET_SECONDS: is 'soon'"),
-        ({"ae_title": "TOO LONG A TITLE FOR IT"}, "ECHO_AE_TITLE"),
-        ({"min_free_bytes": 10, "resume_free_bytes": 5}, "ECHO_RESUME_FREE_BYTES: is '5'"),
-    ],
-)
-def test_wrong_settings(process: Process, settings: dict[str, object], named: str) -> None:
-    assert f"wrong setting {named}" in fails(process, **settings)
+def test_wrong_setting(process: Process) -> None:
+    assert "wrong setting ECHO_QUIET_SECONDS: is 'soon'" in fails(process, quiet_seconds="soon")

@@ -11,6 +11,8 @@ from dicom_listener.domain.uids import is_uid
 from dicom_listener.domain.watermark import Watermark
 from dicom_listener.handlers.associations import Associations
 from dicom_listener.handlers.receive import object_key
+from dicom_listener.settings import Settings
+from pipeline.settings import load_settings
 from pipeline.store import check_key
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -96,3 +98,39 @@ def test_releases_that_could_not_be_written_come_again() -> None:
     taken = associations.take_released()
     associations.give_back(taken)
     assert associations.take_released() == {"1.2.3": NOW}
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in ("DATABASE_URL", "BUS_URL", "OBJECT_STORE_URL"):
+        monkeypatch.setenv(f"ECHO_{name}", "sqlite://")
+    return monkeypatch
+
+
+@pytest.mark.parametrize("title", ["ECHO", "A", "WITH SPACE", "SIXTEEN CHARS OK"])
+def test_ae_titles(environment: pytest.MonkeyPatch, title: str) -> None:
+    environment.setenv("ECHO_AE_TITLE", title)
+    assert load_settings(Settings, "", []).ae_title == title
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AE_TITLE", "TOO LONG A TITLE FOR IT"),
+        ("AE_TITLE", "BACK\\SLASH"),
+        ("AE_TITLE", "    "),
+        ("AE_TITLE", "ÄÖ"),
+        ("QUIET_SECONDS", "0"),
+        ("DICOM_PORT", "70000"),
+        ("RESUME_FREE_BYTES", "5"),
+        ("DUPLICATE_POLICY", "guess"),
+    ],
+)
+def test_wrong_settings_end_the_start(
+    environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
+) -> None:
+    environment.setenv(f"ECHO_{name}", value)
+    with pytest.raises(SystemExit) as caught:
+        load_settings(Settings, "", [])
+    assert caught.value.code == 2
+    assert f"wrong setting ECHO_{name}: is {value!r}" in capsys.readouterr().err

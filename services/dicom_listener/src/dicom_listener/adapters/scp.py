@@ -25,6 +25,7 @@ from pipeline.store import ObjectStore
 log = logging.getLogger(__name__)
 
 _VERIFICATION = "1.2.840.10008.1.1"
+_ABORT_SECONDS = 0.5
 _TRANSIENT, _PRESENTATION, _CONGESTION = 0x02, 0x03, 0x01  # PS3.8 table 9-21: rejected for now
 
 
@@ -104,11 +105,16 @@ class StorageScp:
         deadline = time.monotonic() + grace_seconds
         while self._established() and time.monotonic() < deadline:
             time.sleep(0.02)
-        for assoc in self._established():
+        late = self._established()
+        for assoc in late:
             log.warning("association aborted while stopping", extra={"calling_ae_title": _peer(assoc).calling_ae_title})
-            # Not blocking: a peer that has stopped in the middle of a PDU would hold us up.
-            assoc._abort_nonblocking()
-            _shut(assoc)
+            assoc.abort(block=False)
+        deadline = time.monotonic() + _ABORT_SECONDS
+        while any(assoc.is_alive() for assoc in late) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for assoc in late:
+            if assoc.is_alive():
+                _shut(assoc)  # its reader waits for the rest of a PDU
         self._server.shutdown()
 
     def _established(self) -> list[Any]:
