@@ -29,6 +29,7 @@ from fhir_writer.domain import codes, resources
 from fhir_writer.domain.schedule import CircuitBreaker, RetryPolicy
 from fhir_writer.handlers.delivery import DeliverReport
 from fhir_writer.handlers.intake import Intake
+from integration.fhir_writer.fault_proxy import FaultProxy
 from pipeline.clock import Clock, ManualClock
 from pipeline.database import Database
 from pipeline.events import Event
@@ -234,3 +235,11 @@ def mrn(unique: str) -> str:
 def registered(ehr: Ehr, mrn: str) -> dict[str, Any]:
     """A Patient with `mrn` at the server."""
     return ehr.create(samples.patient(mrn, codes.DEFAULT_PATIENT_SYSTEM))
+
+
+@pytest.fixture
+def proxy(ehr: Ehr) -> Iterator[FaultProxy]:
+    """A fault-injecting proxy in front of `ehr`."""
+    between = FaultProxy(ehr.base_url)
+    yield between
+    between.close()

@@ -154,9 +154,6 @@ def _subject(resource: Json) -> Iterator[str]:
 def _report(resource: Json) -> Iterator[str]:
     if not _WITH_ZONE.match(resource.get("issued", "")):
         yield "issued is not an instant with zone"
-    effective = resource.get("effectiveDateTime")
-    if effective and "T" in effective and not _WITH_ZONE.match(effective):
-        yield "effectiveDateTime has a time without zone"
     for performer in resource.get("performer", ()):
         kind = performer.get("type") or performer.get("reference", "").split("/")[0]
         if kind not in _PERFORMERS or performer.get("reference", "").startswith(("Device/", "urn:")):
