@@ -18,6 +18,8 @@ from console.domain.state import NEEDS_A_PERSON, STATES
 
 _TEMPLATES = Path(__file__).parents[1] / "templates"
 _PAGE_SIZE = 50
+_Word = Annotated[str, Query(max_length=64)]
+_Cursor = Annotated[str, Query(max_length=256)]
 
 _STATE_WORDS = {
     "receiving": "Receiving",
@@ -161,15 +163,8 @@ def _total_s(timeline: list[Any], version: int) -> float | None:
 def page_router(pages: Pages) -> APIRouter:
     """The routes of the pages."""
     router = APIRouter(include_in_schema=False)
-    word = Annotated[str, Query(max_length=64)]
-
     @router.get("/")
-    def studies(
-        accession: word = "",
-        patient_id: word = "",
-        state: word = "",
-        cursor: Annotated[str, Query(max_length=256)] = "",
-    ) -> Response:
+    def studies(accession: _Word = "", patient_id: _Word = "", state: _Word = "", cursor: _Cursor = "") -> Response:
         return pages.studies({"accession": accession, "patient_id": patient_id, "state": state}, cursor)
 
     @router.get("/problems")

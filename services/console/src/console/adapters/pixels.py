@@ -7,7 +7,9 @@ for it: whoever can send to the listener can send a file that claims to be huge.
 from __future__ import annotations
 
 import io
+import logging
 import struct
+import warnings
 import zlib
 from typing import IO, Any
 
@@ -20,6 +22,8 @@ from pydicom.errors import InvalidDicomError
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
+
+logging.getLogger("pydicom").setLevel(logging.ERROR)  # its warnings quote values of the data set
 
 MAX_SIDE = 1024
 MAX_FILE_BYTES = 512 * 1024 * 1024
@@ -41,18 +45,20 @@ class NotShown(Exception):
 def render_png(file: IO[bytes], max_pixels: int) -> bytes:
     """The PNG of a DICOM file (seekable). Raises `NotShown` for everything that is no image we can decode in bounds."""
     _check_file(file)
-    try:
-        ds = dcmread(file)
-    except (InvalidDicomError, OSError, EOFError, ValueError, zlib.error, struct.error) as error:
-        raise NotShown("not_dicom", "The object is not a readable DICOM file.") from error
-    _check_header(ds, max_pixels)
-    try:
-        pixels = pixel_array(ds, index=0)
-    except Exception as error:
-        # The decoders raise whatever they like (ValueError, RuntimeError, their own): all mean the same.
-        raise NotShown("pixels_undecodable", "The pixel data cannot be decoded.") from error
-    grey_or_rgb = _shrunk(pixels)
-    picture = _colour(grey_or_rgb) if grey_or_rgb.ndim == 3 else _windowed(grey_or_rgb, ds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's warnings quote values of the data set
+        try:
+            ds = dcmread(file)
+        except (InvalidDicomError, OSError, EOFError, ValueError, zlib.error, struct.error) as error:
+            raise NotShown("not_dicom", "The object is not a readable DICOM file.") from error
+        _check_header(ds, max_pixels)
+        try:
+            pixels = pixel_array(ds, index=0)
+        except Exception as error:
+            # The decoders raise whatever they like (ValueError, RuntimeError, their own): all mean the same.
+            raise NotShown("pixels_undecodable", "The pixel data cannot be decoded.") from error
+        reduced = _shrunk(pixels)
+        picture = _colour(reduced) if reduced.ndim == 3 else _windowed(reduced, ds)
     out = io.BytesIO()
     Image.fromarray(picture).save(out, format="PNG")
     return out.getvalue()

@@ -22,8 +22,12 @@ function localize(root) {
   }
 }
 
+const shown = new Map(); // what the server sent last, which a broken image or opened details no longer look like
+
 function replace(old, fresh) {
-  if (old.innerHTML === fresh.innerHTML) return;
+  const sent = fresh.innerHTML;
+  if ((shown.get(old.id) ?? old.innerHTML) === sent) return;
+  shown.set(old.id, sent);
   // Whoever reads with the keyboard stays where they are, and what they opened stays open.
   const focused = old.contains(document.activeElement) ? document.activeElement : null;
   const where = focused && (focused.id ? "#" + CSS.escape(focused.id) : focused.getAttribute("href") && `[href="${CSS.escape(focused.getAttribute("href"))}"]`);
@@ -91,5 +95,15 @@ addEventListener("keydown", (event) => {
   }
 });
 
+// An image that cannot be shown says so; its own address says why.
+addEventListener("error", (event) => {
+  const film = event.target instanceof HTMLImageElement && event.target.closest(".film");
+  if (film) { film.classList.add("broken"); event.target.replaceWith("This image cannot be shown. Open it to see why."); }
+}, true);
+for (const image of document.querySelectorAll(".film img")) {
+  if (image.complete && !image.naturalWidth) image.dispatchEvent(new Event("error"));
+}
+
 localize(document);
+for (const part of document.querySelectorAll("[data-live]")) shown.set(part.id, part.innerHTML);
 listen();

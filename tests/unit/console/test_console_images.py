@@ -1,0 +1,212 @@
+"""DICOM to PNG: what white is, and what is refused before it is decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from console.adapters.pixels import MAX_SIDE, NotShown, codestream_size, render_png
+from PIL import Image
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+)
+from unit.console.study_events import StudyEvents
+from unit.console.web_client import Console
+
+LIMIT = 4_000_000
+
+
+def dicom(pixels: npt.NDArray[Any], syntax: str = ExplicitVRLittleEndian, **attributes: Any) -> bytes:
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = syntax
+    ds.SOPClassUID = DigitalXRayImageStorageForPresentation
+    ds.SOPInstanceUID = "2.25.1"
+    ds.Rows, ds.Columns = pixels.shape[:2]
+    ds.SamplesPerPixel = 3 if pixels.ndim == 3 else 1
+    ds.PhotometricInterpretation = "RGB" if pixels.ndim == 3 else "MONOCHROME2"
+    if pixels.ndim == 3:
+        ds.PlanarConfiguration = 0
+    ds.BitsAllocated = ds.BitsStored = pixels.dtype.itemsize * 8
+    ds.HighBit = ds.BitsStored - 1
+    ds.PixelRepresentation = int(pixels.dtype.kind == "i")
+    if syntax == JPEGBaseline8Bit:
+        ds.PixelData = encapsulate([encoded(pixels, "JPEG")])
+    elif syntax == JPEG2000Lossless:
+        ds.PixelData = encapsulate([encoded(pixels, "JPEG2000", no_jp2=True)])
+    else:
+        ds.PixelData = pixels.tobytes()
+    for name, value in attributes.items():
+        setattr(ds, name, value)
+    out = io.BytesIO()
+    ds.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
+def encoded(pixels: npt.NDArray[Any], kind: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, format=kind, **options)
+    return out.getvalue()
+
+
+def shown(data: bytes, max_pixels: int = LIMIT) -> npt.NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(render_png(io.BytesIO(data), max_pixels))))
+
+
+def ramp(dtype: str, high: int) -> npt.NDArray[Any]:
+    return np.linspace(0, high, 64 * 64).reshape(64, 64).astype(dtype)
+
+
+def test_high_values_are_white_in_monochrome2_and_black_in_monochrome1() -> None:
+    pixels = ramp("uint16", 4095)
+    bright = shown(dicom(pixels))
+    dark = shown(dicom(pixels, PhotometricInterpretation="MONOCHROME1"))
+    assert bright[0, 0] == 0
+    assert bright[-1, -1] == 255
+    assert np.array_equal(bright, 255 - dark)
+
+
+def test_the_image_s_own_window_counts_after_rescaling() -> None:
+    pixels = ramp("int16", 2000)
+    picture = shown(dicom(pixels, RescaleSlope=1, RescaleIntercept=-1000, WindowCenter=[0, 5], WindowWidth=[500, 5]))
+    assert picture[pixels < 700].max() == 0
+    assert picture[pixels > 1300].min() == 255
+    assert 120 < picture[pixels == 1000].mean() < 135
+
+
+@pytest.mark.parametrize("width", [0, "", None])
+def test_a_window_of_no_width_is_passed_over(width: object) -> None:
+    picture = shown(dicom(ramp("uint16", 4095), WindowCenter=40, WindowWidth=width))
+    assert picture.min() == 0
+    assert picture.max() == 255
+
+
+def test_a_flat_image_is_shown() -> None:
+    assert shown(dicom(np.full((8, 8), 7, dtype="uint8"))).shape == (8, 8)
+
+
+@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEG2000Lossless, DeflatedExplicitVRLittleEndian])
+def test_compressed_images(syntax: str) -> None:
+    picture = shown(dicom(ramp("uint8", 255), syntax)).astype(int)
+    assert np.abs(picture - ramp("uint8", 255)).max() < 8
+
+
+def test_colour() -> None:
+    pixels = np.zeros((4, 4, 3), dtype="uint8")
+    pixels[..., 0] = 200
+    assert shown(dicom(pixels))[0, 0].tolist() == [200, 0, 0]
+
+
+def test_only_the_first_frame() -> None:
+    pixels = np.zeros((4, 4), dtype="uint8")
+    pixels[0] = 255
+    both = pixels.tobytes() + bytes(16)
+    assert shown(dicom(pixels, NumberOfFrames=2, PixelData=both)).shape == (4, 4)
+
+
+@pytest.mark.parametrize("shape", [(3000, 1100), (1025, 10), (700, 2100)])
+def test_large_images_are_reduced_in_proportion(shape: tuple[int, int]) -> None:
+    picture = shown(dicom(np.zeros(shape, dtype="uint8")))
+    assert max(picture.shape) == MAX_SIDE
+    assert picture.shape[0] / picture.shape[1] == pytest.approx(shape[0] / shape[1], rel=0.06)
+
+
+def code_of(data: bytes, max_pixels: int = LIMIT) -> str:
+    with pytest.raises(NotShown) as caught:
+        render_png(io.BytesIO(data), max_pixels)
+    return caught.value.code
+
+
+def test_a_bomb_is_refused_by_its_header() -> None:
+    assert code_of(dicom(np.zeros((8, 8), dtype="uint16"), Rows=20000, Columns=20000)) == "too_many_pixels"
+
+
+@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEG2000Lossless])
+def test_a_bomb_inside_the_compressed_frame_is_refused(syntax: str) -> None:
+    assert code_of(dicom(np.zeros((512, 512), dtype="uint8"), syntax, Rows=8, Columns=8)) == "pixels_undecodable"
+
+
+def test_a_deflated_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("console.adapters.pixels.MAX_FILE_BYTES", 1_000_000)
+    data = dicom(np.zeros((1400, 1400), dtype="uint8"), DeflatedExplicitVRLittleEndian)
+    assert len(data) < 20_000
+    assert code_of(data) == "too_large"
+
+
+def test_what_is_no_image_is_refused_with_a_code() -> None:
+    good = dicom(ramp("uint16", 4095))
+    without_pixels = dicom(np.zeros((2, 2), dtype="uint8"))
+    assert code_of(b"") == "not_dicom"
+    assert code_of(b"nothing of the kind" * 100) == "not_dicom"
+    assert code_of(good[:-100]) == "pixels_undecodable"
+    assert code_of(without_pixels[: without_pixels.index(b"\xe0\x7f\x10\x00")]) == "no_pixel_data"
+    assert code_of(dicom(np.zeros((2, 2), dtype="uint8"), PhotometricInterpretation="PALETTE COLOR")) == "unsupported_pixels"
+    broken = dicom(ramp("uint8", 255), JPEGBaseline8Bit)
+    # pydicom drops an encapsulated element without an end.
+    assert code_of(broken[: broken.index(b"\xff\xd8\xff") + 40]) == "no_pixel_data"
+    assert code_of(dicom(np.zeros((4, 4), dtype="uint8"), DeflatedExplicitVRLittleEndian)[:-20] + b"\xff" * 30) == "not_dicom"
+
+
+def test_the_size_inside_a_codestream() -> None:
+    assert codestream_size(encoded(np.zeros((30, 50), dtype="uint8"), "JPEG")) == (30, 50)
+    assert codestream_size(encoded(np.zeros((30, 50), dtype="uint8"), "JPEG", progressive=True)) == (30, 50)
+    assert codestream_size(encoded(np.zeros((30, 50), dtype="uint8"), "JPEG2000", no_jp2=True)) == (30, 50)
+    for nothing in (b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x10", zlib.compress(b"x")):
+        with pytest.raises(ValueError, match="no frame header"):
+            codestream_size(nothing)
+
+
+@pytest.fixture
+def console(tmp_path: Path) -> Iterator[Console]:
+    running = Console(f"sqlite:///{tmp_path}/console.sqlite3", tmp_path, max_pixels=10_000)
+    yield running
+    running.close()
+
+
+def stored(console: Console, data: bytes) -> str:
+    """The address of the image of a study that was made of these bytes."""
+    study = StudyEvents()
+    digest = hashlib.sha256(data).hexdigest()
+    key = f"objects/{digest}.dcm"
+    console.store.put_bytes(data, key)
+    instance = {"sop_instance_uid": study.sop_instance_uid, "object_ref": key, "sha256": digest}
+    console.feed([study.completed(instances=[instance])])
+    return f"/api/studies/{study.uid}/images/{study.sop_instance_uid}.png"
+
+
+def test_the_image_comes_once_and_then_from_the_browser_s_cache(console: Console) -> None:
+    url = stored(console, dicom(ramp("uint8", 255)))
+    first = console.http.get(url)
+    assert first.status_code == 200
+    assert first.headers["content-type"] == "image/png"
+    assert first.headers["cache-control"].startswith("private")
+    assert Image.open(io.BytesIO(first.content)).size == (64, 64)
+    again = console.http.get(url, headers={"if-none-match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+def test_an_image_that_cannot_be_shown_says_why(console: Console) -> None:
+    answer = console.http.get(stored(console, dicom(np.zeros((200, 200), dtype="uint8"))))
+    assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
+    assert answer.json()["code"] == "too_many_pixels"
+
+
+def test_an_object_that_is_gone(console: Console) -> None:
+    study = StudyEvents()
+    console.feed([study.completed()])
+    answer = console.http.get(f"/api/studies/{study.uid}/images/{study.sop_instance_uid}.png")
+    assert (answer.status_code, answer.json()["code"]) == (404, "object_not_found")
