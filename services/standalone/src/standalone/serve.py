@@ -189,17 +189,10 @@ def serve(options: ServeOptions) -> int:
     try:
         # In the main thread: the children's parent-death signal follows the thread that started them.
         supervisor.start(stages, stop)
-        ready.set()
-        base = _base_url(options)
-        log.info(
-            "ready",
-            extra={
-                "pid": os.getpid(),
-                "console": f"{base}/",
-                "fhir": f"{base}/fhir",
-                "dicom": f"{options.ae_title}@{options.host}:{options.dicom_port}",
-            },
-        )
+        if not stop.is_set():
+            ready.set()
+            base, dicom = _base_url(options), f"{options.ae_title}@{options.host}:{options.dicom_port}"
+            log.info("ready", extra={"pid": os.getpid(), "console": f"{base}/", "fhir": f"{base}/fhir", "dicom": dicom})
         supervisor.watch(stop)
     except ChildFailed as error:
         sys.stderr.write(f"{error}\n")
