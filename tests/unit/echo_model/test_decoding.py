@@ -117,9 +117,10 @@ def test_fused_unfused_and_cache_free_decoding_agree_token_for_token(
 
 def test_several_steps_differ_from_one_step_so_the_comparison_means_something(models: list[Any]) -> None:
     prompt = make_prompt(1, 1, 24)
+    runs: list[tuple[int, RemaskingStrategy]] = [(1, "sequential"), (4, "sequential"), (4, "low_confidence_static")]
     answers = {
         tuple(run(models[0], prompt, DecodingRules(MASK, (IM_END,), 8, 32, steps, strategy), fused=True).token_ids)
-        for steps, strategy in [(1, "sequential"), (4, "sequential"), (4, "low_confidence_static")]
+        for steps, strategy in runs
     }
     assert len(answers) == 3
 

@@ -62,6 +62,6 @@ def test_tokens_know_their_place_in_the_text() -> None:
 def test_confidence_is_that_of_the_tokens_touched() -> None:
     spans = [(0, 2), (2, 5), (5, 9), (9, 9)]
     values = [0.2, 0.4, 0.9, 0.0]
-    assert confidence_of((0, 5), spans, values) == (pytest.approx(0.3), 0.2)
-    assert confidence_of((4, 9), spans, values) == (pytest.approx(0.65), 0.4)
+    assert confidence_of((0, 5), spans, values) == pytest.approx((0.3, 0.2))
+    assert confidence_of((4, 9), spans, values) == pytest.approx((0.65, 0.4))
     assert confidence_of((9, 12), spans, values) == (0.0, 0.0)

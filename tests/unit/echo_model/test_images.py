@@ -82,7 +82,7 @@ def test_every_accepted_type_of_the_same_picture_gives_the_same_patches() -> Non
     grey = noise(168, 168)
     grey[0, 0], grey[0, 1] = 0, 255
     wanted, _ = preprocess(grey, SQUARE)
-    same = [
+    same: list[Any] = [
         grey[:, :, None],
         np.stack([grey] * 3, axis=-1),
         grey.astype(np.float32) / 255,
