@@ -10,8 +10,10 @@ P, A, U = "present", "absent", "uncertain"
 SENTENCES: list[tuple[str, dict[str, tuple[str, str]]]] = [
     ("There is a small left pleural effusion.", {"pleural_effusion": (P, "left")}),
     ("No pleural effusion or pneumothorax.", {"pleural_effusion": (A, "none"), "pneumothorax": (A, "none")}),
-    ("No focal consolidation, pleural effusion, or pneumothorax is seen.",
-     {"consolidation": (A, "none"), "pleural_effusion": (A, "none"), "pneumothorax": (A, "none")}),
+    (
+        "No focal consolidation, pleural effusion, or pneumothorax is seen.",
+        {"consolidation": (A, "none"), "pleural_effusion": (A, "none"), "pneumothorax": (A, "none")},
+    ),
     ("Bilateral pleural effusions, right greater than left.", {"pleural_effusion": (P, "both")}),
     ("Large right-sided pneumothorax with collapse of the right lung.", {"pneumothorax": (P, "right")}),
     ("The heart is enlarged.", {"cardiomegaly": (P, "none")}),
@@ -53,15 +55,23 @@ SENTENCES: list[tuple[str, dict[str, tuple[str, str]]]] = [
     ("The endotracheal tube terminates 4 cm above the carina.", {"endotracheal_tube": (P, "none")}),
     ("ET tube in good position.", {"endotracheal_tube": (P, "none")}),
     ("The patient has been extubated.", {"endotracheal_tube": (A, "none")}),
-    ("Right internal jugular central venous catheter with its tip in the right atrium.", {"central_line": (P, "right")}),
+    (
+        "Right internal jugular central venous catheter with its tip in the right atrium.",
+        {"central_line": (P, "right")},
+    ),
     ("Left PICC line ends in the superior vena cava.", {"central_line": (P, "left")}),
-    ("A right subclavian line is in place, no pneumothorax.", {"central_line": (P, "right"), "pneumothorax": (A, "none")}),
+    (
+        "A right subclavian line is in place, no pneumothorax.",
+        {"central_line": (P, "right"), "pneumothorax": (A, "none")},
+    ),
     ("No pneumothorax, small left pleural effusion.", {"pneumothorax": (A, "none"), "pleural_effusion": (P, "left")}),
     ("No pneumothorax but a moderate right effusion.", {"pneumothorax": (A, "none"), "pleural_effusion": (P, "right")}),
     ("Small right apical pneumothorax; no effusion.", {"pneumothorax": (P, "right"), "pleural_effusion": (A, "none")}),
     ("Left effusion with adjacent atelectasis.", {"pleural_effusion": (P, "left"), "atelectasis": (P, "left")}),
-    ("Left lower lobe consolidation and right pleural effusion.",
-     {"consolidation": (P, "left"), "pleural_effusion": (P, "right")}),
+    (
+        "Left lower lobe consolidation and right pleural effusion.",
+        {"consolidation": (P, "left"), "pleural_effusion": (P, "right")},
+    ),
     ("No significant change in the left pleural effusion.", {"pleural_effusion": (P, "left")}),
     ("Without evidence of pneumothorax or effusion.", {"pneumothorax": (A, "none"), "pleural_effusion": (A, "none")}),
     ("The costophrenic angles are sharp.", {"pleural_effusion": (A, "none")}),
@@ -71,7 +81,10 @@ SENTENCES: list[tuple[str, dict[str, tuple[str, str]]]] = [
     ("Rule out pneumothorax.", {}),
     ("History of rib fractures.", {}),
     ("Neither consolidation nor effusion.", {"consolidation": (A, "none"), "pleural_effusion": (A, "none")}),
-    ("Pleural effusion versus atelectasis at the left base.", {"pleural_effusion": (U, "left"), "atelectasis": (U, "left")}),
+    (
+        "Pleural effusion versus atelectasis at the left base.",
+        {"pleural_effusion": (U, "left"), "atelectasis": (U, "left")},
+    ),
     ("There may be a tiny right pneumothorax.", {"pneumothorax": (U, "right")}),
     ("The previously seen right pneumothorax is no longer visible.", {"pneumothorax": (A, "none")}),
     ("No tubes or lines.", {"central_line": (A, "none"), "endotracheal_tube": (A, "none"), "pacemaker": (A, "none")}),
@@ -80,8 +93,10 @@ SENTENCES: list[tuple[str, dict[str, tuple[str, str]]]] = [
     ("Hilar contours are normal.", {}),
     ("The lungs are clear except for a nodule in the left upper lobe.", {"nodule": (P, "left")}),
     ("Bilateral consolidations without effusion.", {"consolidation": (P, "both"), "pleural_effusion": (A, "none")}),
-    ("Cardiomegaly with pulmonary edema and bilateral effusions.",
-     {"cardiomegaly": (P, "none"), "pulmonary_edema": (P, "none"), "pleural_effusion": (P, "both")}),
+    (
+        "Cardiomegaly with pulmonary edema and bilateral effusions.",
+        {"cardiomegaly": (P, "none"), "pulmonary_edema": (P, "none"), "pleural_effusion": (P, "both")},
+    ),
 ]
 
 

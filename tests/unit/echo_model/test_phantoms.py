@@ -96,7 +96,7 @@ def test_cardiomegaly_is_a_wider_heart() -> None:
 
 
 def test_drawn_findings_obey_the_rules() -> None:
-    seen = {name: 0 for name in FINDINGS}
+    seen = dict.fromkeys(FINDINGS, 0)
     for index in range(2000):
         for name, finding in draw_findings(stream(5, index, 0)).items():
             seen[name] += finding.present

@@ -43,14 +43,15 @@ def stored_pixels(phantom: Phantom) -> tuple[npt.NDArray[np.uint16], int, bool]:
 def phantom_dataset(phantom: Phantom) -> Any:
     """The phantom as a ``pydicom.Dataset`` with file meta information."""
     from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import UID
 
     seed, index = phantom.seed, phantom.index
     instance = phantom_uid(seed, index, "instance")
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = DX_PRESENTATION
-    meta.MediaStorageSOPInstanceUID = instance
-    meta.TransferSyntaxUID = EXPLICIT_LITTLE
-    meta.ImplementationClassUID = phantom_uid(0, 0, "implementation")
+    meta.MediaStorageSOPClassUID = UID(DX_PRESENTATION)
+    meta.MediaStorageSOPInstanceUID = UID(instance)
+    meta.TransferSyntaxUID = UID(EXPLICIT_LITTLE)
+    meta.ImplementationClassUID = UID(phantom_uid(0, 0, "implementation"))
     ds = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     ds.SpecificCharacterSet = "ISO_IR 192"
     ds.SOPClassUID, ds.SOPInstanceUID = DX_PRESENTATION, instance

@@ -6,6 +6,8 @@ same way everywhere, so a phantom has the same pixels on every machine (``exp`` 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 
@@ -71,7 +73,7 @@ def draw_polyline(canvas: Canvas, points: list[tuple[float, float]], width: floa
     pad = width * 1.5
     rows, cols, x, y = box(canvas.shape[0], min(xs) - pad, max(xs) + pad, min(ys) - pad, max(ys) + pad)
     nearest: Canvas | None = None
-    for start, end in zip(points, points[1:], strict=False):
+    for start, end in pairwise(points):
         d2 = _distance2(x, y, start, end)
         nearest = d2 if nearest is None else np.minimum(nearest, d2)
     if nearest is not None:

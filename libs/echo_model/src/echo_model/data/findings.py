@@ -113,7 +113,9 @@ def _state(low: str, hit: _Hit) -> State:
 
 def _negated_before(before: str, rest: str) -> bool:
     """Whether a negation ahead of a mention reaches it."""
-    matches = [m for m in lexicon.NEGATION.finditer(before) if not lexicon.FALSE_NEGATION.match(before[m.start() :] + rest)]
+    matches = [
+        m for m in lexicon.NEGATION.finditer(before) if not lexicon.FALSE_NEGATION.match(before[m.start() :] + rest)
+    ]
     if not matches:
         return False
     between = before[matches[-1].end() :]

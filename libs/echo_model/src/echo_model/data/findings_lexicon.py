@@ -25,7 +25,8 @@ MENTIONS: Final[dict[str, re.Pattern[str]]] = {
     ),
     "pleural_effusion": re.compile(
         r"(?<!pericardial )(?<!joint )\b(?:pleural )?effusions?\b|\bpleural fluid\b|\bhydro(?:pneumo)?thora(?:x|ces)\b"
-        r"|\bblunt(?:ed|ing)(?: of)?(?: the| both)?(?: (?:left|right|lateral|posterior|bilateral))* (?:costophrenic|cp)\b"
+        r"|\bblunt(?:ed|ing)(?: of)?(?: the| both)?(?: (?:left|right|lateral|posterior|bilateral))*"
+        r" (?:costophrenic|cp)\b"
         rf"|\bcostophrenic (?:angles?|sulc(?:us|i)|recess(?:es)?)(?:{_GAP}|\s+)blunted\b"
     ),
     "pneumothorax": re.compile(r"\b(?:hydro)?pneumothora(?:x|ces)\b"),
@@ -40,9 +41,7 @@ MENTIONS: Final[dict[str, re.Pattern[str]]] = {
     "nodule": re.compile(
         r"(?<!thyroid )\bnodules?\b|\bnodular (?:opacit(?:y|ies)|densit(?:y|ies)|lesions?|shadows?)\b|\bcoin lesions?\b"
     ),
-    "atelectasis": re.compile(
-        r"\batelecta(?:sis|ses|tic)\b|\b(?:lobar|segmental|subsegmental) collapse\b"
-    ),
+    "atelectasis": re.compile(r"\batelecta(?:sis|ses|tic)\b|\b(?:lobar|segmental|subsegmental) collapse\b"),
     "rib_fracture": re.compile(
         r"\brib(?:s|cage)? fractures?\b"
         r"|\bfractur(?:es?|ed)(?: of)?(?: (?!clavic|vertebr|humer|spin|scapul|stern)[\w-]+){0,6}? ribs?\b"
@@ -68,7 +67,8 @@ MENTIONS: Final[dict[str, re.Pattern[str]]] = {
 NORMAL_STATEMENTS: Final[tuple[tuple[re.Pattern[str], tuple[str, ...]], ...]] = (
     (
         re.compile(
-            r"\b(?:heart|cardiac silhouette|cardio-?mediastinal silhouette|cardiac size|cardiac shadow)\b(?:\s+[\w-]+){0,4}?"
+            r"\b(?:heart|cardiac silhouette|cardio-?mediastinal silhouette|cardiac size|cardiac shadow)\b"
+            r"(?:\s+[\w-]+){0,4}?"
             r"\s+(?:(?:with)?in normal limits|normal|unremarkable|not (?:\w+ )?enlarged)\b"
             r"|\bnormal(?: in)?(?: size)?(?: of)?(?: the)? (?:heart|cardiac|cardio-?mediastinal)\b"
         ),
@@ -76,7 +76,8 @@ NORMAL_STATEMENTS: Final[tuple[tuple[re.Pattern[str], tuple[str, ...]], ...]] = 
     ),
     (
         re.compile(
-            r"\bcostophrenic (?:angles?|sulci|recesses)(?:\s+[\w-]+){0,3}?\s+(?:sharp|clear|free|preserved|unremarkable)\b"
+            r"\bcostophrenic (?:angles?|sulci|recesses)(?:\s+[\w-]+){0,3}?"
+            r"\s+(?:sharp|clear|free|preserved|unremarkable)\b"
             r"|\b(?:sharp|clear|preserved)(?: both)? costophrenic (?:angles?|sulci|recesses)\b"
             r"|\bpleural spaces? (?:is|are|appears?|remains?)(?: \w+)? (?:clear|normal|unremarkable)\b"
         ),
@@ -84,7 +85,8 @@ NORMAL_STATEMENTS: Final[tuple[tuple[re.Pattern[str], tuple[str, ...]], ...]] = 
     ),
     (
         re.compile(
-            r"\blungs?(?: fields| parenchyma)?\b(?: (?:and [\w ]+?))?(?:\s+(?:is|are|remains?|appears?))(?:\s+\w+){0,4}?"
+            r"\blungs?(?: fields| parenchyma)?\b(?: (?:and [\w ]+?))?(?:\s+(?:is|are|remains?|appears?))"
+            r"(?:\s+\w+){0,4}?"
             r"\s+clear\b|\bclear lungs?\b|\bno(?: \w+){0,2} lung opacit(?:y|ies)\b"
         ),
         ("consolidation", "pulmonary_edema", "nodule", "atelectasis"),
@@ -107,7 +109,9 @@ NORMAL_STATEMENTS: Final[tuple[tuple[re.Pattern[str], tuple[str, ...]], ...]] = 
     (re.compile(r"\bextubat(?:ed|ion)\b"), ("endotracheal_tube",)),
 )
 #: Ahead of a statement of normality: it is denied or limited to one side.
-NOT_NORMAL: Final = re.compile(r"\b(?:not|no longer|nor|less|cannot)\b(?! (?:\w+ )?enlarged)|\b(?:left|right)\b.*costophrenic")
+NOT_NORMAL: Final = re.compile(
+    r"\b(?:not|no longer|nor|less|cannot)\b(?! (?:\w+ )?enlarged)|\b(?:left|right)\b.*costophrenic"
+)
 
 NEGATION: Final = re.compile(
     r"\b(?:no|not|without|neither|nor|never|denies|absence of|absent|negative for|free of|free from|clear of|devoid of"
@@ -122,7 +126,8 @@ FALSE_NEGATION: Final = re.compile(
 )
 #: Between a negation and a mention: a verb that begins another statement.
 NEW_STATEMENT: Final = re.compile(
-    r"\b(?:there (?:is|are|remains?|was|were)|is (?:seen|present|noted|visible|again)|are (?:seen|present|noted|visible)"
+    r"\b(?:there (?:is|are|remains?|was|were)|is (?:seen|present|noted|visible|again)"
+    r"|are (?:seen|present|noted|visible)"
     r"|shows?|demonstrates?|reveals?|has|have|with (?:a |an )?(?:new|small|large|moderate|persistent|stable|left|right)"
     r"|consistent with|compatible with|in keeping with|due to|because of|secondary to|in place)\b"
 )
@@ -133,22 +138,29 @@ NEW_DESCRIPTION: Final = re.compile(
 )
 NEGATED_AFTER: Final = re.compile(
     r"(?:[^,]*?\b(?:or|nor|and)\b[^,]*?)?(?:\s+[\w-]+){0,6}?\s+(?:is|are|was|were|has been|have been|be)?\s*"
-    r"(?:not (?:seen|present|identified|visible|visuali[sz]ed|evident|demonstrated|detected|noted|appreciated|found|shown)"
+    r"(?:not (?:seen|present|identified|visible|visuali[sz]ed|evident|demonstrated|detected|noted"
+    r"|appreciated|found|shown)"
     r"|absent|no longer (?:seen|present|visible|identified|evident)|ruled out|removed|withdrawn|negative)\b"
 )
-NEGATED_LATER: Final = re.compile(r"\b(?:has|have) (?:\w+ )?(?:resolved|cleared|been removed)\b|\bcompletely resolved\b")
+NEGATED_LATER: Final = re.compile(
+    r"\b(?:has|have) (?:\w+ )?(?:resolved|cleared|been removed)\b|\bcompletely resolved\b"
+)
 NEGATED_INSIDE: Final = re.compile(r"\b(?:not|no longer|nor)\b")
 
 UNCERTAIN_BEFORE: Final = re.compile(
-    r"\b(?:possibl[ey]|probabl[ey]|likely|may|might|could|suspect(?:ed|s)?|suspicious|suspicion|questionable|suggest\w*"
-    r"|concern(?:ing)? for|worrisome for|equivocal|cannot (?:be )?exclude|can not exclude|not excluded?|presumed|versus|vs"
+    r"\b(?:possibl[ey]|probabl[ey]|likely|may|might|could|suspect(?:ed|s)?|suspicious|suspicion|questionable"
+    r"|suggest\w*"
+    r"|concern(?:ing)? for|worrisome for|equivocal|cannot (?:be )?exclude|can not exclude|not excluded?|presumed"
+    r"|versus|vs"
     r"|differential|question of|potential(?:ly)?|not exclude|apparent)\b|\?"
 )
 UNCERTAIN_INSIDE: Final = re.compile(r"\b(?:possibly|probably|may be|might be|borderline|could be)\b")
 UNCERTAIN_AFTER: Final = re.compile(
-    r"\b(?:cannot|can not|can't|could not|not) (?:be )?(?:entirely |completely |fully |definitely )?(?:excluded?|ruled out)\b"
+    r"\b(?:cannot|can not|can't|could not|not) (?:be )?(?:entirely |completely |fully |definitely )?"
+    r"(?:excluded?|ruled out)\b"
     r"|\b(?:is|are) (?:possible|suspected|likely|unlikely|questionable|equivocal|not excluded)\b|\bnot excluded\b"
-    r"|^\s*(?:versus|vs\.?)\s|\?|\b(?:may|might|could) be (?:present|considered)\b|\bunlikely\b|^\s+(?:is|are) considered\b"
+    r"|^\s*(?:versus|vs\.?)\s|\?|\b(?:may|might|could) be (?:present|considered)\b|\bunlikely\b"
+    r"|^\s+(?:is|are) considered\b"
 )
 #: Reasons for the examination and history say nothing about this image.
 NOT_A_STATEMENT: Final = re.compile(

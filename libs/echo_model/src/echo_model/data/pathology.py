@@ -43,7 +43,7 @@ def paint_pneumothorax(
     """Black rim without vessels outside a thin pleural line."""
     inset = _between(rng, 0.045, 0.085)
     inner = a.lung(side, inset)
-    air = np.clip(lungs[side] - inner, 0, 1)
+    air = np.asarray(np.clip(lungs[side] - inner, 0, 1), dtype=np.float32)
     canvas += air * (np.float32(_between(rng, 0.12, 0.17)) - canvas) * np.float32(0.75)
     canvas += np.float32(0.02) * inner
     line = np.clip(4 * inner * (1 - inner), 0, 1) * step(np.float32(a.base(side) - 0.03) - a.y, 0.02)
@@ -92,8 +92,8 @@ def paint_nodule(
     cy = a.apex + (_between(rng, 0.11, 0.22) if finding.zone == "upper" else _between(rng, 0.32, 0.43))
     radius = _between(rng, 0.021, 0.034)
     rows, cols, x, y = box(a.size, cx - 0.05, cx + 0.05, cy - 0.05, cy + 0.05)
-    d2 = ((x - np.float32(cx)) ** 2 + (y - np.float32(cy)) ** 2) / np.float32(radius * radius)
-    disc = step(np.float32(1.0) - d2, 0.5)
+    d2: Canvas = ((x - np.float32(cx)) ** 2 + (y - np.float32(cy)) ** 2) / np.float32(radius * radius)
+    disc = step(1 - d2, 0.5)
     canvas[rows, cols] += np.float32(_between(rng, 0.19, 0.27)) * disc
     region = np.zeros_like(canvas)
     region[rows, cols] = disc
@@ -146,7 +146,9 @@ def paint_pacemaker(
     cy = a.apex + _between(rng, 0.06, 0.12)
     half_w, half_h = _between(rng, 0.034, 0.042), _between(rng, 0.028, 0.036)
     rows, cols, x, y = box(a.size, cx - 0.07, cx + 0.07, cy - 0.07, cy + 0.07)
-    can = step(half_w - np.abs(x - np.float32(cx)), 0.008) * step(half_h - np.abs(y - np.float32(cy)), 0.008)
+    across: Canvas = np.abs(x - np.float32(cx))
+    down: Canvas = np.abs(y - np.float32(cy))
+    can = step(half_w - across, 0.008) * step(half_h - down, 0.008)
     canvas[rows, cols] += can * (np.float32(1.02) - canvas[rows, cols])
     vein = (a.midline - 0.03, a.apex + 0.15)
     tip = (a.midline + _between(rng, 0.06, 0.10), a.heart_y + 0.05)

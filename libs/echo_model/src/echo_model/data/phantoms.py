@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from echo_model.data.anatomy import SIDES, draw_anatomy, paint_chest
 from echo_model.data.drawing import Canvas, blur3, coarse_noise, draw_polyline
-from echo_model.data.labels import BILATERAL, DENSE_LABELS, FINDINGS, SIDED, Finding, Side, Size, Zone
+from echo_model.data.labels import BILATERAL, DENSE_LABELS, FINDINGS, SIDED, Finding, Side, Zone
 from echo_model.data.pathology import PAINTERS
 from echo_model.data.wording import Report, write_report
 
@@ -41,8 +41,8 @@ NORMAL_SHARE: Final = 0.12
 class Phantom:
     """One synthetic study.
 
-    ``image``: uint8 (NATIVE_SIZE, NATIVE_SIZE), bright = dense. ``masks``: for each name of ``DENSE_LABELS`` that holds,
-    the bool region (NATIVE_SIZE, NATIVE_SIZE) in which it can be seen. ``report``: normalised, with findings and
+    ``image``: uint8 (NATIVE_SIZE, NATIVE_SIZE), bright = dense. ``masks``: for each name of ``DENSE_LABELS`` that
+    holds, the bool region (NATIVE_SIZE, NATIVE_SIZE) in which it can be seen. ``report``: normalised, with findings and
     impression; ``raw_report``: the same study told by exception.
     """
 
@@ -88,7 +88,7 @@ def draw_findings(rng: np.random.Generator) -> dict[str, Finding]:
             present=True,
             side=side,
             zone=cast(Zone, zone if name in ("consolidation", "nodule") else "none"),
-            size=cast(Size, ("small" if g < 0.5 else "large") if name == "pleural_effusion" else "none"),
+            size=("small" if g < 0.5 else "large") if name == "pleural_effusion" else "none",
         )
     # Air above a large collection would hide its meniscus: such a pair is told and drawn with a small one.
     effusion, air = found["pleural_effusion"], found["pneumothorax"]

@@ -40,8 +40,12 @@ def train_tokenizer(reports: Iterable[str], question: str, vocab_size: int = 120
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     """Ids of the special tokens. Raises KeyError for one that is missing."""
-    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL}
-    missing = [token for token, number in ids.items() if number is None]
+    ids: dict[str, int] = {}
+    for token in SPECIAL:
+        number = tokenizer.token_to_id(token)
+        if number is not None:
+            ids[token] = number
+    missing = [token for token in SPECIAL if token not in ids]
     if missing:
         raise KeyError(f"the tokenizer lacks {', '.join(missing)}")
     return ids

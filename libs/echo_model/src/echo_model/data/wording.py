@@ -202,7 +202,9 @@ def statements(rng: np.random.Generator, findings: dict[str, Finding]) -> list[t
 def write_report(rng: np.random.Generator, findings: dict[str, Finding]) -> Report:
     """Write the normalised report and the one by exception for a set of findings."""
     lines = statements(rng, findings)
-    conclusions = [_fill(_choose(rng, CONCLUSIONS[name]), findings[name]) for name in CONCLUSIONS if findings[name].present]
+    conclusions = [
+        _fill(_choose(rng, CONCLUSIONS[name]), findings[name]) for name in CONCLUSIONS if findings[name].present
+    ]
     if not conclusions:
         conclusions = [_choose(rng, NORMAL)]
     text, spans = "Findings:", []

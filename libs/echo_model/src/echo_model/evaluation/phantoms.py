@@ -1,8 +1,8 @@
 """Does a report say what the phantom shows? Finding-level scores on held-out phantoms, with two controls.
 
-A text is turned into findings by ``echo_model.data.findings``; only ``present`` counts as said. Controls: the same model
-on a blank image, and every report scored against the next phantom's truth. Both must score far lower, else the text
-does not come from the image.
+A text is turned into findings by ``echo_model.data.findings``; only ``present`` counts as said. Controls: the same
+model on a blank image, and every report scored against the next phantom's truth. Both must score far lower, else the
+text does not come from the image.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def generation_settings(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Content of ``generation_config.json``: several denoising steps a block, with the thresholds it was measured at."""
+    """Content of ``generation_config.json``: several denoising steps a block, as measured."""
     ids = special_ids(tokenizer)
     return {
         "model_id": MODEL_ID,
@@ -47,7 +47,9 @@ def generation_settings(tokenizer: Tokenizer) -> dict[str, Any]:
 def write_checkpoint(model: Any, tokenizer: Tokenizer, out: Path) -> None:
     """Write weights (float16; a tied head is left out) and every settings file into ``out``."""
     out.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.detach().to(torch.float16).contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    weights = {
+        k: v.detach().to(torch.float16).contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"
+    }
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     config = model.config.to_dict() | {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "dtype": "float32"}
     config["mask_token_id"] = special_ids(tokenizer)[MASK]
@@ -71,7 +73,16 @@ def write_domain(out: Path, *, images: int = _DOMAIN_IMAGES, say: Callable[[str]
 def write_card(out: Path, result: dict[str, Any], plan: dict[str, Any]) -> None:
     """Write ``evaluation.json`` and the model card with the measured figures."""
     _write_json(out / "evaluation.json", {"phantoms": result, "plan": plan})
-    blank, other = result["controls"]["blank_image"], result["controls"]["next_image"]
+    measures = {
+        f"macro F1 over {len(result['per_finding'])} findings": "macro_f1",
+        "micro F1": "micro_f1",
+        "right side, where a side is stated": "laterality_accuracy",
+        "reports with every finding and side right": "exact",
+    }
+    columns = (result, result["controls"]["blank_image"], result["controls"]["next_image"])
+    totals = "\n".join(
+        f"| {label} | {' | '.join(f'{column[key]:.3f}' for column in columns)} |" for label, key in measures.items()
+    )
     rows = "\n".join(
         f"| {name.replace('_', ' ')} | {s['f1']:.3f} | {s['precision']:.3f} | {s['recall']:.3f} | {s['tp'] + s['fn']} |"
         for name, s in result["per_finding"].items()
@@ -102,15 +113,12 @@ on another processor).
 
 ## What was measured
 
-{result["count"]} phantoms of a series that no training has seen (seed {result["seed"]}), with the settings it ships with,
-findings read from the text by the rules of `echo_model.data.findings`:
+{result["count"]} phantoms of a series that no training has seen (seed {result["seed"]}), with the settings it ships
+with, findings read from the text by the rules of `echo_model.data.findings`:
 
 | | this model | given a blank image | scored on another image |
 |---|---|---|---|
-| macro F1 over {len(result["per_finding"])} findings | **{result["macro_f1"]:.3f}** | {blank["macro_f1"]:.3f} | {other["macro_f1"]:.3f} |
-| micro F1 | {result["micro_f1"]:.3f} | {blank["micro_f1"]:.3f} | {other["micro_f1"]:.3f} |
-| right side, where a side is stated | {result["laterality_accuracy"]:.3f} | {blank["laterality_accuracy"]:.3f} | {other["laterality_accuracy"]:.3f} |
-| reports with every finding and side right | {result["exact"]:.3f} | {blank["exact"]:.3f} | {other["exact"]:.3f} |
+{totals}
 
 | finding | F1 | precision | recall | phantoms with it |
 |---|---|---|---|---|

@@ -40,7 +40,7 @@ class Plan:
     tower_samples: int = 18_000
     tower_schedule: int = 22_000
     ar_samples: int = 9_216
-    rad_samples: int = 8_192
+    rad_samples: int = 12_288
     decisive_weight: float = 5.0
     evaluated: int = 200
     tokenizer_reports: int = 4_000
@@ -106,9 +106,7 @@ def train(plan: Plan, work: Path, out: Path) -> None:
         "rad",
         model,
         work,
-        lambda rows, step: rad_loss(
-            model, data, rows, BLOCK, torch.Generator().manual_seed(plan.noise_seed + step)
-        ),
+        lambda rows, step: rad_loss(model, data, rows, BLOCK, torch.Generator().manual_seed(plan.noise_seed + step)),
         data.lengths,
         samples=plan.rad_samples,
         rate=1e-3,

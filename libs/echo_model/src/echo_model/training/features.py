@@ -31,9 +31,7 @@ class Features:
             raise ValueError(f"{path} holds {self._values.shape[0]} phantoms, not {count}: use another work folder")
 
     @torch.no_grad()
-    def fill(
-        self, visual: Any, corpus: Corpus, count: int, *, say: Callable[[str], None] = lambda line: None
-    ) -> None:
+    def fill(self, visual: Any, corpus: Corpus, count: int, *, say: Callable[[str], None] = lambda line: None) -> None:
         """Compute what is missing of the first ``count`` phantoms with the trained tower."""
         missing = np.flatnonzero(np.asarray(self._done[:count]) == 0)
         started = shown = time.monotonic()
@@ -45,7 +43,8 @@ class Features:
             if now - shown > 20:
                 finished = start + len(rows)
                 left = (len(missing) - finished) * (now - started) / finished
-                say(f"features  {finished}/{len(missing)}  {finished / (now - started):.1f} images/s  {left / 60:.1f} min left")
+                speed = finished / (now - started)
+                say(f"features  {finished}/{len(missing)}  {speed:.1f} images/s  {left / 60:.1f} min left")
                 shown = now
 
     def rows(self, rows: Any) -> torch.Tensor:

@@ -16,12 +16,13 @@ import torch
 def orthogonalise(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """Newton-Schulz iteration towards the nearest semi-orthogonal matrix; (m, n) in, (m, n) out."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x: torch.Tensor = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / (x.norm() + 1e-7)
     for _ in range(steps):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    result: torch.Tensor = x.T if matrix.shape[0] > matrix.shape[1] else x
+    return result
 
 
 class Muon(torch.optim.Optimizer):

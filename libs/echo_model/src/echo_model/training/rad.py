@@ -1,8 +1,8 @@
 """Response-Asymmetric Diffusion (RAD, arXiv 2604.09450): layout, attention mask and noise of stage 2.
 
-One row is ``[prefix | clean region | noisy region | noisy region ...]``. The *region* is the response padded with EOS to
-whole blocks of the grid that decoding uses, which is anchored at the first token of the prompt: when the prompt ends
-inside a block, its tail belongs to the region as tokens that are never masked; the *prefix* is the rest of the prompt.
+One row is ``[prefix | clean region | noisy region | noisy region ...]``. The *region* is the response padded with EOS
+to whole blocks of the grid that decoding uses, which is anchored at the first token of the prompt: when the prompt
+ends inside a block, its tail belongs to the region as tokens that are never masked; the *prefix* is the rest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def rad_mask(prefix: int, region: int, block: int, copies: int) -> torch.Tensor:
     """
     if prefix % block or region % block:
         raise ValueError(f"prefix {prefix} and region {region} must be multiples of the block length {block}")
-    part = torch.cat([torch.zeros(prefix, dtype=torch.long)] + [torch.full((region,), 1 + c) for c in range(copies + 1)])
+    part = torch.cat([torch.zeros(prefix, dtype=torch.long), 1 + torch.arange(copies + 1).repeat_interleave(region)])
     in_region = (prefix + torch.arange(region)) // block
     number = torch.cat([torch.arange(prefix) // block, in_region.repeat(copies + 1)])
     q_part, k_part = part[:, None], part[None, :]
@@ -35,8 +35,8 @@ def rad_mask(prefix: int, region: int, block: int, copies: int) -> torch.Tensor:
 class Region:
     """A batch of responses on the block grid.
 
-    ``ids``: int64 (B, R), prompt tail + response + EOS. ``open``: bool (B, R), tokens that may be masked and are learnt:
-    the response and its EOS up to the end of its own last block, neither the tail nor what fills up the batch.
+    ``ids``: int64 (B, R), prompt tail + response + EOS. ``open``: bool (B, R), tokens that may be masked and are
+    learnt: the response and its EOS up to the end of its own last block, neither the tail nor what fills up the batch.
     """
 
     ids: torch.Tensor
@@ -58,7 +58,7 @@ def lay_out(tail: torch.Tensor, responses: list[torch.Tensor], block: int, eos: 
 def draw_noise(open_: torch.Tensor, block: int, generator: torch.Generator, full_share: float = 0.15) -> torch.Tensor:
     """Masked tokens of two complementary copies: bool (2, B, R); every open token is masked in exactly one of them.
 
-    Each block draws its rate from U(0, 1]; a ``full_share`` of the blocks is masked whole, the state decoding starts in.
+    Each block draws its rate from U(0, 1]; a ``full_share`` of the blocks is masked whole, decoding's first state.
     """
     rows, length = open_.shape
     rates = 1 - torch.rand(rows, length // block, generator=generator)

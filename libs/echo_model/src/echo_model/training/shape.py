@@ -68,8 +68,7 @@ def demo_config(tokenizer: Tokenizer) -> Any:
 def new_model(tokenizer: Tokenizer, seed: int) -> Any:
     """A ``Qwen2_5_VLForConditionalGeneration`` in float32 with fresh weights drawn from ``seed``."""
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(demo_config(tokenizer))
-    return model.float()
+    return Qwen2_5_VLForConditionalGeneration(demo_config(tokenizer))
 
 
 @dataclass(frozen=True)

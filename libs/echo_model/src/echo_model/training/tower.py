@@ -44,7 +44,8 @@ class Classifier(torch.nn.Module):
 
 def split_for_muon(module: torch.nn.Module, *, keep: tuple[str, ...]) -> tuple[list[Any], list[Any]]:
     """Parameters for Muon (weights with 2 dimensions) and for AdamW (the rest, and names that start with ``keep``)."""
-    hidden, rest = [], []
+    hidden: list[Any] = []
+    rest: list[Any] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             (hidden if parameter.ndim == 2 and not name.startswith(keep) else rest).append(parameter)
@@ -86,9 +87,7 @@ def train_tower(
         figures = {"image": float(image_loss.detach()), "cells": float(cell_loss.detach()), "f1": float(f1)}
         return image_loss + DENSE_WEIGHT * cell_loss, figures
 
-    run_stage(
-        "tower", work, classifier, optimizers, loss_of, steps=steps, batch=batch, stop_after=stop_after, say=say
-    )
+    run_stage("tower", work, classifier, optimizers, loss_of, steps=steps, batch=batch, stop_after=stop_after, say=say)
     return classifier.eval()
 
 
