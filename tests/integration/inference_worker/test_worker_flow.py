@@ -5,9 +5,8 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-from pipeline.events import REPORT_FAILED, REPORT_GENERATED, REPORT_STARTED, STUDY_SKIPPED
-
 from integration.inference_worker.rig import Rig, eventually, radiograph
+from pipeline.events import REPORT_FAILED, REPORT_GENERATED, REPORT_STARTED, STUDY_SKIPPED
 
 
 def test_a_study_becomes_a_draft_and_bad_ones_fail_with_a_reason_beside_it(rig: Rig, quick_model: Path) -> None:

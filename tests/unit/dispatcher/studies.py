@@ -46,7 +46,7 @@ def instance(**changes: Any) -> dict[str, Any]:
 
 
 def study_data(*instances: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """The data of a completed study; `age`, `born`, `description`, `procedure`, `callers` are short for what is nested."""
+    """A completed study's data; `age`, `born`, `description`, `procedure`, `callers` stand for what is nested."""
     procedure = changes.get("procedure")
     return {
         "reason": "quiet_period",

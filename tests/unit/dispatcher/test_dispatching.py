@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+
 from dispatcher.adapters import tables
 from dispatcher.adapters.relay import TaskRelay
 from dispatcher.adapters.store import SqlUnits
@@ -32,7 +33,6 @@ from pipeline.events import (
     study_event,
 )
 from pipeline.store import LocalObjectStore
-
 from unit.dispatcher.studies import NOW, completed, instance, new_uid
 
 

@@ -6,8 +6,8 @@ from datetime import date
 from typing import Any
 
 import pytest
-from dispatcher.domain.eligibility import REASONS, Policy, Select, Skip, View, age_years, decide, study_of, view
 
+from dispatcher.domain.eligibility import REASONS, Policy, Select, Skip, View, age_years, decide, study_of, view
 from unit.dispatcher.studies import instance, new_uid, study_data
 
 POLICY = Policy()
@@ -186,4 +186,5 @@ def test_age_counts_to_the_day_before_the_birthday() -> None:
 def test_every_reason_is_a_sentence_and_none_names_an_identifier() -> None:
     uid = new_uid()
     for code, text in REASONS.items():
-        assert text.endswith(".") and uid not in text, code
+        assert text.endswith("."), code
+        assert uid not in text, code

@@ -43,12 +43,14 @@ def test_the_usual_way() -> None:
 def test_a_fault_of_the_study_is_final_and_told_by_the_worker_alone() -> None:
     change = sure(jobs.failed(running(), 1, "not_dicom", "text", False, NOW, LIMITS))
     assert (change.job.state, change.job.error_code) == ("failed", "not_dicom")
-    assert not change.announce_failure and not change.enqueue
+    assert not change.announce_failure
+    assert not change.enqueue
 
 
 def test_other_failures_are_tried_again_later_each_time() -> None:
     first = sure(jobs.failed(running(), 1, "internal_error", "", True, NOW, LIMITS))
-    assert first.enqueue and first.withdraw == 1
+    assert first.enqueue
+    assert first.withdraw == 1
     assert (first.job.state, first.job.attempt, first.job.queued_at) == ("queued", 2, NOW + timedelta(seconds=5))
     begun = sure(jobs.started(first.job, 2, NOW, LIMITS)).job
     second = sure(jobs.failed(begun, 2, "internal_error", "", True, NOW, LIMITS))
@@ -95,18 +97,24 @@ def test_overdue_while_running() -> None:
     late = NOW + LIMITS.run_deadline
     assert jobs.overdue(running(), False, late - timedelta(seconds=1), LIMITS) is None
     again = sure(jobs.overdue(running(), False, late, LIMITS))
-    assert again.enqueue and again.job.attempt == 2 and again.job.starts == 1
+    assert again.enqueue
+    assert again.job.attempt == 2
+    assert again.job.starts == 1
     given_up = sure(jobs.overdue(running(starts=3), False, late, LIMITS))
-    assert given_up.announce_failure and not given_up.enqueue
+    assert given_up.announce_failure
+    assert not given_up.enqueue
 
 
 def test_overdue_in_the_queue_costs_no_attempt() -> None:
     job, late = queued(), NOW + LIMITS.queue_deadline
     waiting = sure(jobs.overdue(job, False, late, LIMITS))
-    assert not waiting.enqueue and waiting.job.attempt == 1 and waiting.job.deadline_at > late
+    assert not waiting.enqueue
+    assert waiting.job.attempt == 1
+    assert waiting.job.deadline_at > late
     for lost in range(20):  # a broker that forgets all again and again
         change = sure(jobs.overdue(job, True, job.deadline_at, LIMITS))
-        assert change.enqueue and change.withdraw == lost + 1
+        assert change.enqueue
+        assert change.withdraw == lost + 1
         job = change.job
     assert (job.state, job.attempt, job.starts) == ("queued", 21, 0)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
-from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
+from pydicom.pixels.processing import apply_color_lut
 
 from inference_worker.ports import GreyImage
 
@@ -31,8 +31,10 @@ def to_grey(stored: npt.NDArray[Any], ds: Dataset) -> GreyImage:
         return _stretched(_shrunk(_luminance(stored)), None)
     values = _shrunk(stored)
     padding = _padding(values, ds)
-    if ds.get("ModalityLUTSequence"):
-        values = apply_modality_lut(np.rint(values).astype(stored.dtype), ds).astype(np.float32)
+    modality = _table(ds.get("ModalityLUTSequence"))
+    if modality is not None:
+        first, entries, _ = modality
+        values = entries[_places(values, first, entries)]
     else:
         slope, intercept = _number(ds.get("RescaleSlope"), 1.0), _number(ds.get("RescaleIntercept"), 0.0)
         if slope not in (0.0, 1.0) or intercept != 0.0:
@@ -82,15 +84,31 @@ def _padding(values: Floats, ds: Dataset) -> npt.NDArray[np.bool_] | None:
 
 def _voi(values: Floats, ds: Dataset) -> Floats | None:
     """Values in 0..255 by the first VOI LUT, else the first window; None without one that can be applied."""
-    if ds.get("VOILUTSequence"):
-        try:
-            item = ds.VOILUTSequence[0]
-            mapped = apply_voi(np.rint(values).astype(np.int32), ds)
-            top = 2 ** int(item.LUTDescriptor[2]) - 1
-            return np.asarray(mapped, np.float32) * np.float32(255.0 / top)
-        except Exception:  # noqa: BLE001  # a malformed table shows in many ways; the window or the values serve instead
-            return _window(values, ds)
-    return _window(values, ds)
+    table = _table(ds.get("VOILUTSequence"))
+    if table is None:
+        return _window(values, ds)
+    first, entries, bits = table
+    mapped: Floats = entries[_places(values, first, entries)] * np.float32(255.0 / (2**bits - 1))
+    return mapped.clip(0.0, 255.0)
+
+
+def _table(sequence: Any) -> tuple[int, Floats, int] | None:
+    """First input value, entries and bits of a lookup table (C.11.1.1.1); None for one that is malformed."""
+    try:
+        item = sequence[0]
+        _, first, bits = (int(value) for value in item.LUTDescriptor)
+        data = item.LUTData
+        words = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data)
+        entries: Floats = words.astype(np.float32)
+    except (TypeError, ValueError, IndexError, AttributeError, KeyError):
+        return None
+    return (first, entries, bits) if entries.size and 1 <= bits <= 16 else None
+
+
+def _places(values: Floats, first: int, entries: Floats) -> npt.NDArray[np.int64]:
+    """Indices into the table: what lies before it takes its first entry, what lies behind it the last."""
+    places: npt.NDArray[np.int64] = np.rint(values - np.float32(first)).clip(0, entries.size - 1).astype(np.int64)
+    return places
 
 
 def _window(values: Floats, ds: Dataset) -> Floats | None:

@@ -1,0 +1,106 @@
+"""Workers, brokers and signals that fail in the middle: nothing lost, nothing done for ever."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from integration.inference_worker.rig import Process, Rig, eventually, radiograph
+from pipeline.events import REPORT_FAILED, REPORT_GENERATED, REPORT_STARTED
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+# Each time limit shorter than the next, as the settings ask.
+QUICK_RETURN = {
+    "ECHO_REQUEST_DEADLINE_S": "3",
+    "ECHO_WATCHDOG_S": "4",
+    "ECHO_TERMINATION_GRACE_S": "10",
+    "ECHO_VISIBILITY_TIMEOUT_S": "6",
+}
+
+
+def kill_when_started(rig: Rig, worker: Process, uid: str, starts: int = 1) -> None:
+    rig.wait_for(REPORT_STARTED, uid, starts)
+    worker.kill()
+
+
+def test_the_task_of_a_killed_worker_comes_back_and_is_done_alone(rig: Rig) -> None:
+    dispatcher = rig.dispatcher(**QUICK_RETURN)
+    uid = rig.send_study()
+    worker = rig.slow_worker(2.5, **QUICK_RETURN)
+    kill_when_started(rig, worker, uid)
+    assert rig.unacknowledged() == 1
+    rig.slow_worker(0.1, **QUICK_RETURN)
+    (generated,) = rig.wait_for(REPORT_GENERATED, uid)
+    assert generated.data["attempt"] == 1  # the broker gave it again, not the dispatcher
+    assert len(rig.events(REPORT_STARTED, uid)) == 2
+    eventually(lambda: rig.outstanding(dispatcher)["outstanding"] == 0, 30)
+
+
+def test_a_broker_that_lost_everything_costs_no_study(rig: Rig) -> None:
+    dispatcher = rig.dispatcher(ECHO_QUEUE_DEADLINE_S="3")
+    waiting = [rig.send_study() for _ in range(3)]
+    eventually(lambda: rig.redis.llen("reports.routine") == 3, 30)
+    rig.redis.flushall()
+    worker = rig.slow_worker(0.1)
+    for uid in waiting:
+        rig.wait_for(REPORT_GENERATED, uid)
+    rig.redis.flushall()  # under a worker that is connected
+    after = rig.send_study()
+    rig.wait_for(REPORT_GENERATED, after)
+    eventually(lambda: rig.outstanding(dispatcher)["outstanding"] == 0, 30)
+    assert [len(rig.events(REPORT_GENERATED, uid)) for uid in waiting] == [1, 1, 1]
+    assert worker.child.poll() is None
+
+
+def test_a_study_that_kills_its_worker_each_time_is_stopped(rig: Rig) -> None:
+    dispatcher = rig.dispatcher(ECHO_RUN_DEADLINE_S="1", ECHO_MAX_ATTEMPTS="2")
+    uid = rig.send_study()
+    for starts in (1, 2):
+        worker = rig.slow_worker(30)
+        kill_when_started(rig, worker, uid, starts)
+    (failed,) = rig.wait_for(REPORT_FAILED, uid)
+    assert failed.data["error_code"] == "attempts_exhausted"
+    assert failed.data["retryable"] is False
+    assert rig.outstanding(dispatcher)["outstanding"] == 0
+    rig.slow_worker(0.1)
+    good = rig.send_study()
+    rig.wait_for(REPORT_GENERATED, good)
+    assert len(rig.events(REPORT_STARTED, uid)) == 2
+
+
+def test_sigterm_drains_and_a_second_one_gives_back(rig: Rig) -> None:
+    rig.dispatcher()
+    worker = rig.slow_worker(2)
+    first = rig.send_study()
+    rig.wait_for(REPORT_STARTED, first)
+    worker.signal(signal.SIGTERM)
+    assert worker.child.wait(60) == 0
+    rig.wait_for(REPORT_GENERATED, first)
+    assert rig.unacknowledged() == 0
+
+    worker = rig.slow_worker(30)
+    second = rig.send_study()
+    rig.wait_for(REPORT_STARTED, second)
+    worker.signal(signal.SIGTERM)
+    eventually(lambda: worker.said("stopping"), 30)
+    worker.signal(signal.SIGTERM)
+    assert worker.child.wait(30) == 1
+    assert rig.unacknowledged() == 0
+    assert rig.redis.llen("reports.routine") == 1
+    rig.slow_worker(0.1)
+    rig.wait_for(REPORT_GENERATED, second)
+
+
+def test_a_model_that_hangs_ends_the_process_and_not_the_study_beside_it(rig: Rig) -> None:
+    rig.dispatcher(**QUICK_RETURN)
+    worker = rig.slow_worker(0.1, SLOW_MODEL_HANG_ROWS="32", **QUICK_RETURN)
+    hanging = rig.send_study(data=radiograph(edge=16))
+    rig.wait_for(REPORT_STARTED, hanging)
+    beside = rig.send_study()
+    rig.wait_for(REPORT_GENERATED, beside)
+    assert worker.child.wait(60) == 70
+    assert worker.said("hung, ending the process")
+    rig.slow_worker(0.1, **QUICK_RETURN)
+    rig.wait_for(REPORT_GENERATED, hanging)

@@ -1,0 +1,263 @@
+"""The worker's use case with a model that the test controls, and the limits around it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from inference_worker.domain import NOTICES, Draft, DraftFinding, DraftSentence, Fault, notices
+from inference_worker.gate import Gate
+from inference_worker.handlers import Reporter
+from inference_worker.ports import GreyImage
+from inference_worker.settings import DRAIN_MARGIN_S, Settings
+from inference_worker.watchdog import EXIT_HUNG, Watchdog
+from pipeline.bus import Message
+from pipeline.clock import ManualClock
+from pipeline.errors import BusUnavailable
+from pipeline.events import REPORT_FAILED, REPORT_GENERATED, REPORT_REQUESTED, REPORT_STARTED, Event, study_event
+from pipeline.store import LocalObjectStore
+from pipeline.taskqueue import celery_config
+
+REF = "manifests/job-1.json"
+DRAFT = Draft(
+    text="Findings: Small left effusion. Impression: Effusion.",
+    findings="Small left effusion.",
+    impression="Effusion.",
+    sentences=(
+        DraftSentence("findings", "Small left effusion.", 0.8, ("low_confidence",)),
+        DraftSentence("impression", "Effusion.", 1.2, ()),
+    ),
+    structured_findings=(DraftFinding("pleural_effusion", "present", "left", "Small left effusion"),),
+    flags=("out_of_domain", "low_confidence"),
+    out_of_domain_score=3.5,
+    tokens=16,
+    forward_passes=4,
+    tokens_per_forward=4.0,
+)
+
+
+class World:
+    """Everything around the reporter; each part can be made to fail."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clock = ManualClock()
+        self.store = LocalObjectStore(folder)
+        self.published: list[Event] = []
+        self.bus_away_for = 0
+        self.model: Callable[[Sequence[GreyImage], float], Draft] = lambda images, timeout: DRAFT
+        self.ended: list[int] = []
+        self.watchdog = Watchdog(180, lambda: 0.0, self.clock, self.ended.append)
+        self.reporter = Reporter(
+            self.store, self, self, self, self.clock, Gate(), self.watchdog,
+            worker="w", deadline_s=120, max_object_bytes=2**20, wait=self.clock.advance,
+        )  # fmt: skip
+
+    model_id, model_version = "m", "1"
+
+    def publish(self, messages: Sequence[Message]) -> None:
+        if self.bus_away_for > 0:
+            self.bus_away_for -= 1
+            raise BusUnavailable("away")
+        self.published += [Event.from_bytes(message.value) for message in messages]
+
+    def close(self) -> None:
+        pass
+
+    def decode(self, file: Any) -> GreyImage:
+        if file.read() == b"bad":
+            raise Fault("pixels_undecodable")
+        return np.zeros((4, 4), np.uint8)
+
+    def generate(self, images: Sequence[GreyImage], timeout_s: float) -> Draft:
+        return self.model(images, timeout_s)
+
+    def stalled_s(self) -> float:
+        return 0.0
+
+    def task(self, content: bytes = b"image", **image: Any) -> Event:
+        self.store.put_bytes(content, "objects/a")
+        reference = {
+            "sop_instance_uid": "1.2",
+            "series_instance_uid": "1.3",
+            "object_ref": "objects/a",
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "view_position": "PA",
+        }
+        data = {
+            "job_id": "6f0d2c39-0f0a-5a58-9a58-7f6c1de7a001",
+            "attempt": 1,
+            "priority": "routine",
+            "deadline_at": "2026-01-01T00:10:00Z",
+            "images": [reference | image],
+        }
+        manifest = study_event(REPORT_REQUESTED, "/dispatcher", "1.2.3", 1, self.clock.now(), data)
+        self.store.put_bytes(manifest.to_bytes(), REF)
+        return manifest
+
+    def run(self) -> str:
+        return self.reporter.report(1, REF, redelivered=False)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_a_draft_is_told_with_all_that_belongs_to_it(world: World) -> None:
+    manifest = world.task()
+    world.clock.advance(2)
+    assert world.run() == "generated"
+    started, generated = world.published
+    assert (started.type, generated.type) == (REPORT_STARTED, REPORT_GENERATED)
+    assert generated.correlationid == manifest.correlationid
+    assert generated.traceparent.split("-")[1] == manifest.traceparent.split("-")[1]
+    data = generated.data
+    assert data["timings"]["queue_s"] == 2.0
+    assert data["notices"] == [NOTICES["out_of_domain"], NOTICES["low_confidence"]]
+    assert [sentence["confidence"] for sentence in data["sentences"]] == [0.8, 1.0]
+    (finding,) = data["structured_findings"]
+    assert (finding["laterality"], finding["confidence"]) == ("left", 0.8)
+
+
+def test_a_withdrawn_task_does_nothing(world: World) -> None:
+    assert world.run() == "withdrawn"
+    assert world.published == []
+
+
+@pytest.mark.parametrize(
+    ("content", "image", "code", "retryable"),
+    [
+        (b"bad", {}, "pixels_undecodable", False),
+        (b"image", {"sha256": "0" * 64}, "object_corrupt", False),
+        (b"image", {"object_ref": "objects/other"}, "object_missing", True),
+        (b"x" * (2**20 + 1), {}, "image_too_large", False),
+    ],
+)
+def test_faults_of_the_study(world: World, content: bytes, image: dict[str, Any], code: str, retryable: bool) -> None:
+    world.task(content, **image)
+    assert world.run() == "failed"
+    failed = world.published[-1]
+    assert failed.type == REPORT_FAILED
+    assert (failed.data["error_code"], failed.data["retryable"]) == (code, retryable)
+
+
+def test_an_unexpected_exception_is_an_internal_error_without_its_text(world: World) -> None:
+    def broken(images: Sequence[GreyImage], timeout_s: float) -> Draft:
+        raise KeyError("PatientName")
+
+    world.model = broken
+    world.task()
+    assert world.run() == "failed"
+    assert world.published[-1].data["error_code"] == "internal_error"
+    assert "PatientName" not in json.dumps(dict(world.published[-1].data))
+
+
+def test_the_model_gets_what_is_left_of_the_time(world: World) -> None:
+    left: list[float] = []
+
+    def model(images: Sequence[GreyImage], timeout_s: float) -> Draft:
+        left.append(timeout_s)
+        raise Fault("deadline_exceeded")
+
+    world.model = model
+    world.task()
+    world.bus_away_for = 3
+    assert world.run() == "failed"
+    assert 100 < left[0] < 120
+    assert world.published[-1].data["error_code"] == "deadline_exceeded"
+
+
+def test_a_bus_that_stays_away_sends_the_task_back(world: World) -> None:
+    world.task()
+    world.bus_away_for = 10**6
+    with pytest.raises(BusUnavailable):
+        world.run()
+    assert world.published == []
+    assert world.clock.monotonic() < 121
+
+
+def test_unknown_flags_are_named() -> None:
+    assert notices(["brand_new", "brand_new"]) == ["The draft carries the flag brand_new."]
+
+
+def test_a_suspect_works_alone() -> None:
+    gate, order = Gate(), io.StringIO()
+    first_inside, let_go = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with gate.hold(alone=False):
+            first_inside.set()
+            let_go.wait(10)
+            order.write("a")
+
+    def suspect() -> None:
+        with gate.hold(alone=True):
+            order.write("s")
+
+    threads = [threading.Thread(target=first), threading.Thread(target=suspect)]
+    threads[0].start()
+    assert first_inside.wait(10)
+    threads[1].start()
+    while not gate._suspects_waiting:
+        pass
+    late = threading.Thread(target=lambda: gate.hold(alone=False).__enter__() or order.write("b"))
+    late.start()
+    let_go.set()
+    for thread in (*threads, late):
+        thread.join(10)
+    assert order.getvalue() == "asb"
+
+
+def test_the_watchdog_ends_a_process_that_hangs() -> None:
+    clock, stalled, ended = ManualClock(), [0.0], []
+    watchdog = Watchdog(10, lambda: stalled[0], clock, ended.append)
+    with watchdog.watch():
+        clock.advance(9)
+        assert not watchdog.look()
+        clock.advance(2)
+        assert watchdog.look()
+    assert not watchdog.look()
+    stalled[0] = 11
+    assert watchdog.look()
+    assert ended == [EXIT_HUNG, EXIT_HUNG]
+
+
+def settings(**changes: Any) -> Settings:
+    given = {"broker_url": "redis://h", "bus_url": "sqlite:////tmp/bus", "object_store_url": "file:///x"} | changes
+    return Settings(**given)
+
+
+def test_time_limits_keep_their_order_in_the_configuration_that_celery_gets() -> None:
+    ours = settings()
+    config = celery_config(ours.broker_url.get_secret_value(), ours.visibility_timeout_s)
+    limits = [
+        ours.request_deadline_s,
+        ours.watchdog_s,
+        ours.termination_grace_s - DRAIN_MARGIN_S,
+        config["broker_transport_options"]["visibility_timeout"],
+    ]
+    assert limits == sorted(set(limits))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"request_deadline_s": 180},
+        {"watchdog_s": 296},
+        {"termination_grace_s": 1000},
+        {"visibility_timeout_s": 200},
+        {"broker_url": "amqp://h"},
+        {"device": "tpu"},
+    ],
+)
+def test_wrong_settings(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"order|redis|cuda"):
+        settings(**wrong)
