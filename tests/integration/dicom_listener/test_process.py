@@ -63,7 +63,7 @@ class Process:
             self.child = subprocess.Popen(
                 [sys.executable, "-m", "dicom_listener"], env=self.environment(**settings), stderr=log, stdout=log
             )
-        wait_for(self.is_ready, 60)
+        wait_for(self.is_ready, 180)
 
     def is_ready(self) -> bool:
         assert self.child is not None
@@ -210,7 +210,7 @@ def fails(process: Process, **settings: object) -> str:
         env=process.environment(**settings),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 2, done.stderr

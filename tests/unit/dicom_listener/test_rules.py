@@ -102,8 +102,9 @@ def test_releases_that_could_not_be_written_come_again() -> None:
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in ("DATABASE_URL", "BUS_URL", "OBJECT_STORE_URL"):
-        monkeypatch.setenv(f"ECHO_{name}", "sqlite://")
+    monkeypatch.setenv("ECHO_DATABASE_URL", "sqlite:////nowhere/listener.sqlite3")
+    monkeypatch.setenv("ECHO_BUS_URL", "sqlite:////nowhere/bus.sqlite3")
+    monkeypatch.setenv("ECHO_OBJECT_STORE_URL", "file:///nowhere/objects")
     return monkeypatch
 
 
