@@ -12,29 +12,29 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pydicom
 import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
 from pipeline.bus import Message
 from pipeline.clock import SystemClock
 from pipeline.events import ALL_TOPICS, Event
 from pipeline.sql_bus import SqlBus
 from pipeline.store import LocalObjectStore
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 from unit.console.study_events import StudyEvents
 
 pytestmark = pytest.mark.needs("chromium")
 
-RADIOGRAPH = (
-    Path(__file__).parents[3] / "services/standalone/src/standalone/demo_data/nih-google-nofinding.dcm"
-)
+RADIOGRAPH = Path(__file__).parents[3] / "services/standalone/src/standalone/demo_data/nih-google-nofinding.dcm"
 SIZES = [pytest.param((1280, 800), id="1280"), pytest.param((390, 844), id="390")]
-_FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+_FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 
 
 @dataclass
@@ -113,7 +113,9 @@ def open_page(console: Running, browser: Browser) -> Iterator[Callable[..., Page
 
     def opened(path: str, size: tuple[int, int], **options: object) -> Page:
         context = browser.new_context(
-            base_url=console.url, viewport={"width": size[0], "height": size[1]}, **options  # type: ignore[arg-type]  # options of new_context as they are
+            base_url=console.url,
+            viewport={"width": size[0], "height": size[1]},
+            **options,  # type: ignore[arg-type]  # options of new_context as they are
         )
         context.set_default_timeout(20_000)
         page = context.new_page()
@@ -153,7 +155,10 @@ def study_with_radiograph(console: Running, number: int) -> tuple[StudyEvents, l
         "sop_instance_uid": study.sop_instance_uid, "object_ref": key, "sha256": digest,
         "rows": int(ds.Rows), "columns": int(ds.Columns),
     }  # fmt: skip
-    report = {"flags": ["out_of_domain"], "notices": ["The image lies outside what this model was trained on."]}
+    report: dict[str, Any] = {
+        "flags": ["out_of_domain"],
+        "notices": ["The image lies outside what this model was trained on."],
+    }
     return study, [
         study.opened(), study.completed(instances=[instance]), study.requested(), study.started(),
         study.generated(**report), study.delivered(),
@@ -191,7 +196,7 @@ def test_a_study_appears_live_is_opened_and_shows_image_and_draft(
     expect(page.get_by_role("link", name="DiagnosticReport/123")).to_be_visible()
     image = page.locator(".film img")
     expect(image).to_be_visible()
-    page.wait_for_function("document.querySelector('.film img').naturalWidth > 100")
+    expect(image).to_have_js_property("naturalWidth", 1024)
     assert no_sideways_scrolling(page)
 
 
@@ -212,7 +217,9 @@ def test_no_page_scrolls_sideways_even_with_the_longest_words(
     assert no_sideways_scrolling(page)
 
 
-def test_the_search_is_reached_and_used_with_the_keyboard_alone(console: Running, open_page: Callable[..., Page]) -> None:
+def test_the_search_is_reached_and_used_with_the_keyboard_alone(
+    console: Running, open_page: Callable[..., Page]
+) -> None:
     study, events = study_with_radiograph(console, 4711)
     console.publish(*events)
     page = open_page("/", (1280, 800))
@@ -241,8 +248,9 @@ def test_without_javascript_everything_is_there(console: Running, open_page: Cal
 
 def test_text_has_enough_contrast_in_both_schemes(open_page: Callable[..., Page]) -> None:
     """WCAG AA, 4.5 : 1, of every text colour of the palette on the grounds where it is used."""
-    pairs = [("text", "page"), ("text", "card"), ("soft", "page"), ("soft", "card"), ("accent", "page"), ("accent", "card"),
-             ("card", "accent"), ("ok", "ok-bg"), ("busy", "busy-bg"), ("warn", "warn-bg"), ("bad", "bad-bg"),
+    pairs = [("text", "page"), ("text", "card"), ("soft", "page"), ("soft", "card"), ("accent", "page"),
+             ("accent", "card"), ("card", "accent"), ("ok", "ok-bg"), ("busy", "busy-bg"), ("warn", "warn-bg"),
+             ("bad", "bad-bg"),
              ("idle", "idle-bg"), ("bad", "card"), ("card", "bad"), ("soft", "warn-bg"), ("soft", "bad-bg"),
              ("soft", "busy-bg"), ("soft", "idle-bg"), ("text", "warn-bg"), ("text", "bad-bg")]  # fmt: skip
     for scheme in ("light", "dark"):
@@ -253,7 +261,9 @@ def test_text_has_enough_contrast_in_both_schemes(open_page: Callable[..., Page]
 
 
 def _colour(page: Page, name: str) -> str:
-    return str(page.evaluate("(n) => getComputedStyle(document.documentElement).getPropertyValue('--' + n).trim()", name))
+    return str(
+        page.evaluate("(n) => getComputedStyle(document.documentElement).getPropertyValue('--' + n).trim()", name)
+    )
 
 
 def _contrast(one: str, other: str) -> float:

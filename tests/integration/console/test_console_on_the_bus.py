@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
 from console.adapters import tables
 from console.adapters.projection import SqlProjection, begin_generation
 from console.handlers import project
@@ -18,11 +20,8 @@ from pipeline.clock import SystemClock
 from pipeline.consume import EventConsumer
 from pipeline.events import ALL_TOPICS, STUDY_COMPLETED, Event, dead_letter_topic
 from pipeline.sql_bus import SqlBus
-from sqlalchemy.engine import Connection
 from unit.console.study_events import StudyEvents
 from unit.console.web_client import Console
-
-ConsoleAt = Callable[[], Console]
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.needs("postgres"))])
@@ -60,7 +59,7 @@ def consume_all(bus: SqlBus, console: Console, group: str) -> None:
         bus, group, dict.fromkeys(ALL_TOPICS, handle), console.database, tables.inbox, SystemClock(), backoff_s=0.0
     )
     try:
-        while bus.lag(group, ALL_TOPICS) or not consumer.step(threading.Event(), timeout_s=0.1) == 0:
+        while bus.lag(group, ALL_TOPICS) or consumer.step(threading.Event(), timeout_s=0.1):
             consumer.step(threading.Event(), timeout_s=0.2)
     finally:
         consumer.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+
 from pipeline.clock import iso
 from pipeline.events import STUDY_COMPLETED
 from unit.console.study_events import START, StudyEvents
@@ -32,7 +33,7 @@ def test_a_delivered_study_has_the_shape_of_the_contract(console: Console) -> No
     assert (answer["state"], answer["version"], answer["reason"]) == ("delivered", 1, None)
     assert (answer["accession_number"], answer["patient_id"]) == ("EX-0001", "PHANTOM-1")
     assert [version["version"] for version in answer["versions"]] == [1]
-    assert [step["hop"] for step in answer["timeline"]][0] == "dicom_listener"
+    assert answer["timeline"][0]["hop"] == "dicom_listener"
     assert set(answer["timeline"][0]) >= {"at", "hop", "event", "detail", "duration_s"}
     assert answer["report"]["findings"] == "No pneumothorax."
     assert answer["report"]["impression"] == "No acute abnormality."
@@ -78,9 +79,7 @@ def test_an_event_twice_is_told_once(console: Console) -> None:
 )
 def test_search(console: Console, query: str, expected: list[int]) -> None:
     for number in (1, 2, 3, 4):
-        study = StudyEvents(
-            number, start=START + timedelta(minutes=number), patient_id="SAME" if number > 2 else None
-        )
+        study = StudyEvents(number, start=START + timedelta(minutes=number), patient_id="SAME" if number > 2 else None)
         console.feed(study.all_delivered() if number % 2 else [study.opened()])
     answer = console.http.get(f"/api/studies?{query}")
     assert answer.status_code == 200

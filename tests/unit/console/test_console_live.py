@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+
 from console.adapters.live import ChangeFeed, Listeners, stream
 from pipeline.clock import SystemClock
 from unit.console.study_events import StudyEvents

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from console.adapters.pages import duration
 from pipeline.events import STUDY_COMPLETED
 from unit.console.study_events import StudyEvents

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from console.domain.facts import Fact, fact_of
 from console.domain.state import Reason, state_of, summarize, summarize_versions
 from console.domain.timeline import timeline_of
-from hypothesis import given
-from hypothesis import strategies as st
 from pipeline.events import REPORT_GENERATED, REPORT_STARTED, STUDY_COMPLETED, Event
 from unit.console.study_events import StudyEvents
 
@@ -32,13 +33,22 @@ def test_a_study_goes_through_all_states_in_order() -> None:
 CASES: dict[str, tuple[Callable[[StudyEvents], list[Event]], tuple[str, str | None]]] = {
     "skipped": (lambda s: [s.opened(), s.completed(), s.skipped()], ("skipped", "no_frontal_view")),
     "skipped, then asked for after all": (lambda s: [s.completed(), s.skipped(), s.requested()], ("queued", None)),
-    "asked for, then withdrawn": (lambda s: [s.completed(), s.requested(), s.skipped()], ("skipped", "no_frontal_view")),
-    "failed for good": (lambda s: [s.completed(), s.requested(), s.started(), s.failed()], ("failed", "pixels_undecodable")),
+    "asked for, then withdrawn": (
+        lambda s: [s.completed(), s.requested(), s.skipped()],
+        ("skipped", "no_frontal_view"),
+    ),
+    "failed for good": (
+        lambda s: [s.completed(), s.requested(), s.started(), s.failed()],
+        ("failed", "pixels_undecodable"),
+    ),
     "failed, another attempt to come": (
         lambda s: [s.requested(), s.started(), s.failed(retryable=True)],
         ("queued", "pixels_undecodable"),
     ),
-    "second attempt queued": (lambda s: [s.requested(), s.failed(retryable=True), s.requested(attempt=2)], ("queued", None)),
+    "second attempt queued": (
+        lambda s: [s.requested(), s.failed(retryable=True), s.requested(attempt=2)],
+        ("queued", None),
+    ),
     "second attempt runs": (
         lambda s: [s.requested(), s.failed(retryable=True), s.requested(attempt=2), s.started(attempt=2)],
         ("running", None),

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fastapi.testclient import TestClient
+
 from console.adapters.image_service import ImageService
 from console.adapters.live import ChangeFeed
 from console.adapters.projection import SqlProjection, begin_generation
@@ -14,7 +16,6 @@ from console.adapters.queries import Queries
 from console.adapters.web import make_app
 from console.app import MIGRATIONS
 from console.handlers import project
-from fastapi.testclient import TestClient
 from pipeline.clock import SystemClock
 from pipeline.database import Database
 from pipeline.events import Event

@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -53,7 +53,7 @@ class Listeners:
         self.count = 0  # only touched in the event loop's thread
 
 
-async def stream(feed: ChangeFeed, listeners: Listeners, stop: threading.Event) -> AsyncIterator[str]:
+async def stream(feed: ChangeFeed, listeners: Listeners, stop: threading.Event) -> AsyncGenerator[str]:
     """Server-sent events: `study` for each change from now on, comments to keep the connection open."""
     listeners.count += 1
     try:

@@ -163,6 +163,7 @@ def _total_s(timeline: list[Any], version: int) -> float | None:
 def page_router(pages: Pages) -> APIRouter:
     """The routes of the pages."""
     router = APIRouter(include_in_schema=False)
+
     @router.get("/")
     def studies(accession: _Word = "", patient_id: _Word = "", state: _Word = "", cursor: _Cursor = "") -> Response:
         return pages.studies({"accession": accession, "patient_id": patient_id, "state": state}, cursor)
