@@ -26,7 +26,7 @@ _KEY = re.compile(r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)
 
 def check_key(key: str) -> str:
     """The key itself, or `ValueError` if it could leave the store or hide in it."""
-    if len(key) > 512 or not _KEY.match(key):
+    if len(key) > 512 or not _KEY.fullmatch(key):
         raise ValueError("object keys are relative paths of letters, digits, '.', '_' and '-'")
     return key
 
@@ -259,4 +259,6 @@ def make_object_store(settings: ObjectStoreSettings) -> ObjectStore:
         key=settings.s3_access_key.get_secret_value() if settings.s3_access_key else None,
         secret=settings.s3_secret_key.get_secret_value() if settings.s3_secret_key else None,
         client_kwargs={"endpoint_url": settings.s3_endpoint_url} if settings.s3_endpoint_url else {},
+        # Callers wait and try again by themselves; the client's own patience would only hide an outage.
+        config_kwargs={"retries": {"max_attempts": 2}, "connect_timeout": 5, "read_timeout": 30},
     )

@@ -1,0 +1,111 @@
+"""The object store on an S3-compatible server, which runs beside the test as a process of its own."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from contract.bus.forwarder import Forwarder
+from pipeline.errors import ObjectNotFound, ObjectStoreUnavailable
+from pipeline.settings import ObjectStoreSettings
+from pipeline.store import ObjectStore, make_object_store
+
+
+@pytest.fixture(scope="module")
+def server_port() -> Iterator[int]:
+    """The port of a server with the bucket `bucket`, for all tests of this file."""
+    with socket.socket() as probing:
+        probing.bind(("127.0.0.1", 0))
+        port: int = probing.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            httpx.put(f"http://127.0.0.1:{port}/bucket", timeout=5).raise_for_status()
+            break
+        except httpx.TransportError:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    yield port
+    process.kill()
+    process.wait(timeout=10)
+
+
+@pytest.fixture
+def server(server_port: int) -> Iterator[Forwarder]:
+    """The way to the server, which a test can cut."""
+    forwarder = Forwarder(("127.0.0.1", server_port))
+    forwarder.up()
+    yield forwarder
+    forwarder.down()
+
+
+def store_on(server: Forwarder, bucket: str = "bucket/some/prefix") -> ObjectStore:
+    return make_object_store(
+        ObjectStoreSettings(
+            object_store_url=f"s3://{bucket}",
+            s3_endpoint_url=f"http://127.0.0.1:{server.port}",
+            s3_access_key="test",
+            s3_secret_key="test",
+        )
+    )
+
+
+def test_the_whole_life_of_objects(server: Forwarder) -> None:
+    store = store_on(server)
+    store.ping()
+    store.put_bytes(b"small", "manifests/a.json")
+    path = store.staging_dir() / "staged"
+    path.write_bytes(bytes(range(256)) * 4096)
+    store.put_file(path, "objects/aa/b.dcm")
+    assert not path.exists()
+    with store.open("objects/aa/b.dcm") as stream:
+        stream.seek(256 * 4095)
+        assert stream.read() == bytes(range(256))
+    assert list(store.keys("objects")) == ["objects/aa/b.dcm"]
+    assert store.exists("manifests/a.json")
+    assert not store.exists("manifests/b.json")
+    with pytest.raises(ObjectNotFound):
+        store.open("manifests/b.json")
+    store.delete("manifests/a.json")
+    store.delete("manifests/a.json")
+    assert not store.exists("manifests/a.json")
+    assert store.free_bytes() is None
+    assert list(store_on(server).keys("objects")) == ["objects/aa/b.dcm"], "another process sees the same"
+
+
+def test_a_missing_bucket_and_a_dead_server_are_unavailable(server: Forwarder) -> None:
+    nowhere = store_on(server, "no-such-bucket")
+    with pytest.raises(ObjectStoreUnavailable):
+        nowhere.ping()
+    with pytest.raises(ObjectStoreUnavailable):
+        nowhere.put_bytes(b"x", "a")
+    store = store_on(server)
+    store.put_bytes(b"x", "a")
+    path = store.staging_dir() / "staged"
+    path.write_bytes(b"x")
+    server.down()
+    for attempt in (
+        store.ping,
+        lambda: store.put_bytes(b"x", "a"),
+        lambda: store.put_file(path, "b"),
+        lambda: store.open("a"),
+        lambda: store.exists("a"),
+    ):
+        with pytest.raises(ObjectStoreUnavailable):
+            attempt()
+    assert path.exists(), "what was not stored is still there"
+    server.up()
+    store.put_file(path, "b")
+    assert store.exists("b")
