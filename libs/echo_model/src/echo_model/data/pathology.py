@@ -92,7 +92,8 @@ def paint_nodule(
     cy = a.apex + (_between(rng, 0.11, 0.22) if finding.zone == "upper" else _between(rng, 0.32, 0.43))
     radius = _between(rng, 0.021, 0.034)
     rows, cols, x, y = box(a.size, cx - 0.05, cx + 0.05, cy - 0.05, cy + 0.05)
-    d2: Canvas = ((x - np.float32(cx)) ** 2 + (y - np.float32(cy)) ** 2) / np.float32(radius * radius)
+    dx, dy = x - np.float32(cx), y - np.float32(cy)
+    d2 = np.asarray((dx * dx + dy * dy) / np.float32(radius * radius), dtype=np.float32)
     disc = step(1 - d2, 0.5)
     canvas[rows, cols] += np.float32(_between(rng, 0.19, 0.27)) * disc
     region = np.zeros_like(canvas)
