@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sqlite3
 import time
+import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from pydicom.encaps import encapsulate
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import UID
-from pynetdicom import AE
+from pynetdicom import AE, evt
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 
@@ -102,7 +103,15 @@ class Sender:
         ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 30
         for abstract_syntax, transfer_syntaxes in contexts or [(DX, [EXPLICIT]), (VERIFICATION, [IMPLICIT])]:
             ae.add_requested_context(abstract_syntax, transfer_syntaxes)
-        self.assoc = ae.associate("127.0.0.1", port, ae_title=called)
+        connections: list[Any] = []
+        self.assoc = ae.associate(
+            "127.0.0.1",
+            port,
+            ae_title=called,
+            evt_handlers=[(evt.EVT_CONN_OPEN, lambda event: connections.append(event.assoc.dul.socket.socket))],
+        )
+        for connection in connections:  # the library leaves it open when the peer was the first to go
+            weakref.finalize(self, connection.close)
 
     def store(
         self, data: bytes, sop_class: str, sop_instance: str, transfer_syntax_uid: str | None = None

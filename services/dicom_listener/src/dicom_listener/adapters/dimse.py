@@ -7,6 +7,7 @@ leaves the peer hanging. Here every such case becomes a status or an orderly abo
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,9 @@ def configure() -> None:
 class StagingDimse(DIMSEServiceProvider):
     """Replaces an association's provider before its first message."""
 
-    def __init__(self, assoc: Any, begin: Begin) -> None:
+    def __init__(self, assoc: Any, connection: socket.socket, begin: Begin) -> None:
         super().__init__(assoc)
+        self.connection = connection
         self._begin = begin
         self._incoming: list[IncomingFile] = []
 

@@ -126,9 +126,10 @@ class StorageScp:
         assoc.daemon = True
         assoc.dul.daemon = True
         # Accepted sockets have no time-out of their own: half a PDU would block its reader for ever.
-        assoc.dul.socket.socket.settimeout(self._options.network_timeout_seconds)
-        assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        assoc.dimse = StagingDimse(assoc, self._begin)
+        connection = assoc.dul.socket.socket
+        connection.settimeout(self._options.network_timeout_seconds)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        assoc.dimse = StagingDimse(assoc, connection, self._begin)
 
     def _begin(self, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> IncomingFile:
         refused = self._receiver.admit(sop_class_uid, sop_instance_uid, transfer_syntax_uid)
@@ -136,6 +137,7 @@ class StorageScp:
 
     def _on_connection_closed(self, event: Any) -> None:
         event.assoc.dimse.abandon()
+        event.assoc.dimse.connection.close()  # the library leaves it open when the peer was the first to go
 
     def _on_requested(self, event: Any) -> None:
         if self._draining.is_set():
