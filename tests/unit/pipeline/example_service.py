@@ -1,0 +1,31 @@
+"""A service for tests of the runner. Argument: what its loop does (`work`, `die`, `leave`, `exit`)."""
+
+import logging
+import sys
+import threading
+
+from pipeline.service import ServiceRunner
+from pipeline.settings import CommonSettings, load_settings
+
+
+def loop(stop: threading.Event) -> None:
+    what = sys.argv[1]
+    if what == "die":
+        raise ValueError("Doe^John")
+    if what == "exit":
+        raise SystemExit(3)
+    if what == "work":
+        stop.wait()
+        logging.getLogger("example").info("drained")
+
+
+def not_ready() -> None:
+    raise RuntimeError("Doe^John")
+
+
+runner = ServiceRunner("example", load_settings(CommonSettings, "An example.", []))
+runner.add_loop("loop", loop)
+runner.on_stop(lambda: logging.getLogger("example").info("second"))
+runner.on_stop(lambda: logging.getLogger("example").info("first"))
+checks = {"never": not_ready} if sys.argv[2:] == ["unready"] else {}
+sys.exit(runner.run(checks, ready_fields={"answer": 42}))

@@ -1,0 +1,92 @@
+"""One database per service: durable, one writer at a time, migrated once however many start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from pipeline.database import Database
+
+ENV = """
+from alembic import context
+connection = context.config.attributes["connection"]
+context.configure(connection=connection, target_metadata=None)
+with context.begin_transaction():
+    context.run_migrations()
+"""
+REVISION = """
+import time
+import sqlalchemy as sa
+from alembic import op
+revision, down_revision, branch_labels, depends_on = "0001", None, None, None
+def upgrade() -> None:
+    op.create_table("things", sa.Column("id", sa.Integer, primary_key=True))
+    time.sleep(0.2)
+    op.execute("INSERT INTO things (id) VALUES (1)")
+"""
+MIGRATE = "import sys; from pathlib import Path; from pipeline.database import Database; " + (
+    "Database(sys.argv[1]).migrate(Path(sys.argv[2]))"
+)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(f"sqlite:///{tmp_path}/service.sqlite3")
+    yield database
+    database.close()
+
+
+def test_commits_are_on_disk_and_readers_do_not_wait(database: Database) -> None:
+    with database.read() as connection:
+        settings = {name: connection.scalar(sa.text(f"PRAGMA {name}")) for name in ("synchronous", "journal_mode")}
+        assert settings == {"synchronous": 2, "journal_mode": "wal"}
+        assert connection.scalar(sa.text("PRAGMA foreign_keys")) == 1
+
+
+def test_a_writer_takes_its_lock_first(database: Database) -> None:
+    """BEGIN IMMEDIATE: two that read before they write cannot both come to a dead end."""
+    statements: list[str] = []
+    sa.event.listen(
+        database.engine, "before_cursor_execute", lambda _c, _cursor, statement, *_: statements.append(statement)
+    )
+    with database.write() as connection:
+        connection.execute(sa.text("SELECT 1"))
+    with database.read() as connection:
+        connection.execute(sa.text("SELECT 2"))
+    assert statements == ["BEGIN IMMEDIATE", "SELECT 1", "BEGIN DEFERRED", "SELECT 2"]
+
+
+def test_a_failed_block_leaves_nothing(database: Database) -> None:
+    def fail() -> None:
+        with database.write() as connection:
+            connection.execute(sa.text("CREATE TABLE things (id INTEGER)"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with database.read() as connection:
+        assert connection.scalar(sa.text("SELECT count(*) FROM sqlite_master")) == 0
+
+
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.needs("postgres"))])
+def test_several_processes_may_migrate_at_once(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    scripts = tmp_path / "with 100% space"
+    (scripts / "versions").mkdir(parents=True)
+    (scripts / "env.py").write_text(ENV)
+    (scripts / "versions" / "0001_things.py").write_text(REVISION)
+    url = request.getfixturevalue("postgres_url") if kind == "postgres" else f"sqlite:///{tmp_path}/new.sqlite3"
+    starts = [
+        subprocess.Popen([sys.executable, "-c", MIGRATE, url, str(scripts)], stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    assert [process.communicate(timeout=120)[1] for process in starts] == [""] * 4
+    assert {process.returncode for process in starts} == {0}
+    database = Database(url)
+    with database.read() as connection:
+        assert connection.scalars(sa.text("SELECT id FROM things")).all() == [1]
+    database.close()

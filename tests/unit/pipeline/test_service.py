@@ -1,0 +1,81 @@
+"""How a service lives and dies: a real process, real signals, a real port."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+SERVICE = Path(__file__).parent / "example_service.py"
+
+
+def start(*arguments: str, port: int = 0) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(SERVICE), *arguments],
+        env={**os.environ, "ECHO_HTTP_HOST": "127.0.0.1", "ECHO_HTTP_PORT": str(port)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def until_ready(process: subprocess.Popen[str]) -> dict[str, object]:
+    """The log line "ready"."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        entry: dict[str, object] = json.loads(line)
+        if entry["message"] == "ready":
+            return entry
+    raise AssertionError("ended without being ready")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_exits_with_0(number: signal.Signals) -> None:
+    process = start("work")
+    ready = until_ready(process)
+    assert ready["answer"] == 42
+    url = f"http://127.0.0.1:{ready['http_port']}"
+    assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+    assert httpx.get(f"{url}/readyz").json() == {"status": "ready", "checks": {}}
+    assert "echo_events_consumed_total" in httpx.get(f"{url}/metrics").text
+    process.send_signal(number)
+    _, rest = process.communicate(timeout=30)
+    assert process.returncode == 0
+    messages = [json.loads(line)["message"] for line in rest.splitlines()]
+    assert messages == ["stopping", "drained", "first", "second", "stopped"]
+
+
+def test_a_failing_check_is_named_without_its_text() -> None:
+    process = start("work", "unready")
+    url = f"http://127.0.0.1:{until_ready(process)['http_port']}"
+    answer = httpx.get(f"{url}/readyz")
+    assert answer.status_code == 503
+    assert answer.json() == {"status": "not ready", "checks": {"never": "failed: RuntimeError"}}
+    assert httpx.get(f"{url}/healthz").status_code == 200
+    process.terminate()
+    process.communicate(timeout=30)
+
+
+@pytest.mark.parametrize(("how", "error"), [("die", "ValueError"), ("leave", "RuntimeError"), ("exit", "SystemExit")])
+def test_a_loop_that_ends_takes_the_process_down(how: str, error: str) -> None:
+    process = start(how)
+    _, log = process.communicate(timeout=30)
+    assert process.returncode == 1
+    [death] = [json.loads(line) for line in log.splitlines() if "loop died" in line]
+    assert (death["loop"], death["exception"]) == ("loop", error)
+    assert "Doe" not in log
+
+
+def test_a_port_in_use_is_a_wrong_setting() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = start("work", port=port)
+        _, message = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert f"wrong setting ECHO_HTTP_PORT: port {port} on 127.0.0.1 is in use" in message
