@@ -208,7 +208,10 @@ class Listener:
         return data_set_bytes(self.root / object_key)
 
     def step_until(self, closed: int) -> None:
-        wait_for(lambda: self.loop.step() >= closed)
+        """Let the completeness loop look until it has closed so many study versions."""
+        steps = (self.loop.step() for _ in itertools.count())
+        so_far = itertools.accumulate(steps)
+        wait_for(lambda: next(so_far) >= closed)
 
 
 def data_set_bytes(path: Path) -> bytes:
