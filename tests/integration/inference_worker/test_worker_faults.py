@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 QUICK_RETURN = {
     "ECHO_REQUEST_DEADLINE_S": "3",
     "ECHO_WATCHDOG_S": "4",
-    "ECHO_TERMINATION_GRACE_S": "10",
+    "ECHO_TERMINATION_GRACE_S": "13",
     "ECHO_VISIBILITY_TIMEOUT_S": "6",
 }
 

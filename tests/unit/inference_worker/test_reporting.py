@@ -251,7 +251,7 @@ def test_time_limits_keep_their_order_in_the_configuration_that_celery_gets() ->
     "wrong",
     [
         {"request_deadline_s": 180},
-        {"watchdog_s": 296},
+        {"watchdog_s": 293},
         {"termination_grace_s": 1000},
         {"visibility_timeout_s": 200},
         {"broker_url": "amqp://h"},

@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from pipeline.settings import BusSettings, CommonSettings, ObjectStoreSettings
 
-DRAIN_MARGIN_S = 5.0
+DRAIN_MARGIN_S = 8.0
 """Kept back from the grace period, to give tasks back before the process is killed."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,8 @@ from pipeline.errors import TransientError
 from pipeline.taskqueue import QUEUES, TASK_GENERATE_REPORT, celery_config
 
 log = logging.getLogger(__name__)
+
+_CONSUMER_END_S, _GIVE_UP_S = 3.0, 6.0
 
 Process = Callable[[int, str, bool], object]
 """(attempt, manifest reference, redelivered) -> anything; raises `TransientError` to have the task come back."""
@@ -95,8 +98,12 @@ class CeleryWorker:
         """Put every task in hand at the head of its queue again; returns how many.
 
         The threads work on, so the process has to end right after. Celery's own ways (SIGQUIT, `Request.reject`) give
-        nothing back with a thread pool.
+        nothing back with a thread pool. A consumer that still listens would take such a task again and die with it, so
+        its end is waited for first.
         """
+        until = time.monotonic() + _CONSUMER_END_S
+        while time.monotonic() < until and getattr(self._controller.consumer, "connection", None) is not None:
+            time.sleep(0.02)
         count = 0
         for request in {*state.reserved_requests, *state.active_requests}:
             if not request.acknowledged:
@@ -114,8 +121,8 @@ class CeleryWorker:
 
 
 def end_now(worker: CeleryWorker) -> None:
-    """Give the tasks back and end the process with status 1; after five seconds without them."""
-    timer = threading.Timer(5.0, os._exit, args=(1,))  # a broker that hangs must not keep the process
+    """Give the tasks back and end the process with status 1; after six seconds without them."""
+    timer = threading.Timer(_GIVE_UP_S, os._exit, args=(1,))  # a broker that hangs must not keep the process
     timer.daemon = True
     timer.start()
     try:
