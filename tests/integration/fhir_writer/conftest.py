@@ -92,10 +92,18 @@ class Sekmet:
         self.port = _free_port()
         self.base_url = f"http://127.0.0.1:{self.port}/fhir"
         self._settings = folder / "settings.yaml"
-        self._settings.write_text(yaml.safe_dump({
-            "base_url": self.base_url, "host": "127.0.0.1", "port": self.port, "data_dir": str(folder / "data"),
-            "log_inbound": False, "simulator": {"enabled": False},
-        }))
+        self._settings.write_text(
+            yaml.safe_dump(
+                {
+                    "base_url": self.base_url,
+                    "host": "127.0.0.1",
+                    "port": self.port,
+                    "data_dir": str(folder / "data"),
+                    "log_inbound": False,
+                    "simulator": {"enabled": False},
+                }
+            )
+        )
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -103,7 +111,9 @@ class Sekmet:
         with (self._folder / "sekmet.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [str(Path(sys.executable).with_name("sekmet")), "serve", "-c", str(self._settings)],
-                stdout=log, stderr=log, cwd=self._folder,
+                stdout=log,
+                stderr=log,
+                cwd=self._folder,
             )
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
@@ -176,7 +186,7 @@ class Writer:
         """Events written since the last call, as (type, data) merged in one dictionary."""
         with self.database.read() as connection:
             rows = connection.execute(sa.select(outbox.table).order_by(outbox.table.c.id)).all()
-        fresh = rows[self.seen:]
+        fresh = rows[self.seen :]
         self.seen = len(rows)
         documents = [json.loads(row.payload) for row in fresh]
         return [{"type": document["type"], **document["data"]} for document in documents]
@@ -194,8 +204,14 @@ def make_writer(tmp_path: Path) -> Iterator[MakeWriter]:
     made: list[Writer] = []
 
     def make(
-        base_url: str, *, database_url: str | None = None, clock: Clock | None = None, park_out_of_domain: bool = False,
-        breaker: CircuitBreaker | None = None, timeout_s: float = 30.0, **policy: float,
+        base_url: str,
+        *,
+        database_url: str | None = None,
+        clock: Clock | None = None,
+        park_out_of_domain: bool = False,
+        breaker: CircuitBreaker | None = None,
+        timeout_s: float = 30.0,
+        **policy: float,
     ) -> Writer:
         database = Database(database_url or f"sqlite:///{tmp_path}/writer-{len(made)}.sqlite3")
         database.migrate(MIGRATIONS)
@@ -206,14 +222,27 @@ def make_writer(tmp_path: Path) -> Iterator[MakeWriter]:
         deliver = DeliverReport(
             deliveries,
             TransactionDestination(
-                fhir, Capability(fhir, time_source), samples.SITE, patient_systems={},
-                default_patient_system=codes.DEFAULT_PATIENT_SYSTEM, link_orders=True,
+                fhir,
+                Capability(fhir, time_source),
+                samples.SITE,
+                patient_systems={},
+                default_patient_system=codes.DEFAULT_PATIENT_SYSTEM,
+                link_orders=True,
             ),
-            time_source, policy=RetryPolicy(**policy), breaker=breaker, fhir_server=base_url,
-            park_out_of_domain=park_out_of_domain, chance=random.Random(0),
+            time_source,
+            policy=RetryPolicy(**policy),
+            breaker=breaker,
+            fhir_server=base_url,
+            park_out_of_domain=park_out_of_domain,
+            chance=random.Random(0),
         )
         writer = Writer(
-            database, deliveries, deliver, Intake(deliveries, time_source, threading.Event()), time_source, fhir,
+            database,
+            deliveries,
+            deliver,
+            Intake(deliveries, time_source, threading.Event()),
+            time_source,
+            fhir,
             breaker=breaker,
         )
         made.append(writer)

@@ -62,8 +62,11 @@ class FaultProxy:
                 connection.request(self.command, self.path, body=body or None, headers=kept)
                 response = connection.getresponse()
                 answer = response.read()
-                headers = {k: v for k, v in response.getheaders()
-                           if k.lower() in ("content-type", "etag", "location", "retry-after")}
+                headers = {
+                    k: v
+                    for k, v in response.getheaders()
+                    if k.lower() in ("content-type", "etag", "location", "retry-after")
+                }
                 connection.close()
                 return response.status, headers, answer
 

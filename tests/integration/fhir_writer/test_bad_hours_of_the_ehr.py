@@ -24,10 +24,12 @@ from pipeline.events import ALL_TOPICS, Event
 from pipeline.settings import BusSettings
 from unit.fhir_writer.samples import DEFAULT_FINDINGS, completed, generated, new_uid, patient
 
-OUTCOME = json.dumps({
-    "resourceType": "OperationOutcome",
-    "issue": [{"severity": "error", "code": "invalid", "diagnostics": "No such code."}],
-}).encode()
+OUTCOME = json.dumps(
+    {
+        "resourceType": "OperationOutcome",
+        "issue": [{"severity": "error", "code": "invalid", "diagnostics": "No such code."}],
+    }
+).encode()
 
 FHIR_JSON = {"Content-Type": "application/fhir+json"}
 
@@ -85,9 +87,15 @@ def known_patient(sekmet, mrn):
     return answer.json()
 
 
-@pytest.mark.parametrize(("status", "code"), [
-    (500, "ehr_error"), (502, "ehr_error"), (404, "ehr_not_found"), (302, "ehr_error"),
-])
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (500, "ehr_error"),
+        (502, "ehr_error"),
+        (404, "ehr_not_found"),
+        (302, "ehr_error"),
+    ],
+)
 def test_errors_of_the_server_are_tried_again(sekmet_proxy, known_patient, make_writer, mrn, status, code):
     writer, uid = make_writer(sekmet_proxy.url), new_uid()
     sekmet_proxy.transactions.extend([Fault(status=status), Fault(status=status)])
@@ -100,9 +108,15 @@ def test_errors_of_the_server_are_tried_again(sekmet_proxy, known_patient, make_
     assert last["result"] == "created"
 
 
-@pytest.mark.parametrize(("status", "code"), [
-    (422, "ehr_refused"), (400, "ehr_refused"), (401, "ehr_unauthorized"), (403, "ehr_forbidden"),
-])
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (422, "ehr_refused"),
+        (400, "ehr_refused"),
+        (401, "ehr_unauthorized"),
+        (403, "ehr_forbidden"),
+    ],
+)
 def test_a_refused_report_is_parked_with_the_reason(sekmet_proxy, known_patient, make_writer, mrn, status, code):
     writer, uid, other = make_writer(sekmet_proxy.url), new_uid(), new_uid()
     sekmet_proxy.transactions.append(Fault(status=status, headers=FHIR_JSON, body=OUTCOME))
@@ -178,9 +192,13 @@ class Process:
     def __init__(self, folder: Path, fhir_url: str) -> None:
         self.folder = folder
         self.env = {
-            **os.environ, "ECHO_DATABASE_URL": f"sqlite:///{folder}/writer.sqlite3",
-            "ECHO_BUS_URL": f"sqlite:///{folder}/bus.sqlite3", "ECHO_FHIR_BASE_URL": fhir_url,
-            "ECHO_HTTP_HOST": "127.0.0.1", "ECHO_HTTP_PORT": "0", "ECHO_SITE_TIMEZONE": "Europe/Berlin",
+            **os.environ,
+            "ECHO_DATABASE_URL": f"sqlite:///{folder}/writer.sqlite3",
+            "ECHO_BUS_URL": f"sqlite:///{folder}/bus.sqlite3",
+            "ECHO_FHIR_BASE_URL": fhir_url,
+            "ECHO_HTTP_HOST": "127.0.0.1",
+            "ECHO_HTTP_PORT": "0",
+            "ECHO_SITE_TIMEZONE": "Europe/Berlin",
             "ECHO_BUS_SESSION_TIMEOUT_S": "2",
         }
         self.process: subprocess.Popen[bytes] | None = None

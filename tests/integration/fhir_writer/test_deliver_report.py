@@ -21,9 +21,10 @@ def plain_text(report: dict[str, Any]) -> str:
 
 def test_a_report_is_created_with_everything_it_refers_to(ehr, make_writer, mrn, registered):
     writer, uid = make_writer(ehr.base_url), new_uid()
-    writer.feed(completed(uid, mrn=mrn), generated(
-        uid, flags=("out_of_domain",), notices=("The image lies outside what this model was trained on.",)
-    ))
+    writer.feed(
+        completed(uid, mrn=mrn),
+        generated(uid, flags=("out_of_domain",), notices=("The image lies outside what this model was trained on.",)),
+    )
     assert writer.run_due() == 1
 
     (event,) = writer.events()
@@ -53,9 +54,15 @@ def test_a_second_version_updates_the_same_resource(ehr, make_writer, mrn, regis
     writer.feed(completed(uid, mrn=mrn), generated(uid))
     writer.run_due()
     (first,) = ehr.reports(uid)
-    writer.feed(completed(uid, 2, mrn=mrn, views=("PA", "LL")), generated(
-        uid, 2, impression="No acute abnormality.", structured=(found("pneumothorax"), found("cardiomegaly", "present"))
-    ))
+    writer.feed(
+        completed(uid, 2, mrn=mrn, views=("PA", "LL")),
+        generated(
+            uid,
+            2,
+            impression="No acute abnormality.",
+            structured=(found("pneumothorax"), found("cardiomegaly", "present")),
+        ),
+    )
     writer.run_due()
 
     (second,) = ehr.reports(uid)
@@ -203,12 +210,15 @@ def test_a_late_registration_is_noticed_by_itself(ehr, make_writer, mrn):
     assert [event["result"] for event in writer.events()] == ["created"]
 
 
-@pytest.mark.parametrize(("others", "code"), [
-    ([{"birthDate": "1961-02-28"}], "patient_mismatch"),
-    ([{"gender": "male"}], "patient_mismatch"),
-    ([{}, {}], "patient_ambiguous"),
-    ([{"active": False}], "patient_inactive"),
-])
+@pytest.mark.parametrize(
+    ("others", "code"),
+    [
+        ([{"birthDate": "1961-02-28"}], "patient_mismatch"),
+        ([{"gender": "male"}], "patient_mismatch"),
+        ([{}, {}], "patient_ambiguous"),
+        ([{"active": False}], "patient_inactive"),
+    ],
+)
 def test_a_doubtful_patient_parks(ehr, make_writer, mrn, others, code):
     for other in others:
         ehr.create(patient(mrn, codes.DEFAULT_PATIENT_SYSTEM, **other))
@@ -220,11 +230,14 @@ def test_a_doubtful_patient_parks(ehr, make_writer, mrn, others, code):
     assert ehr.reports(uid) == []
 
 
-@pytest.mark.parametrize("touch", [
-    {"status": "final"},
-    {"conclusion": "A radiologist wrote something else."},
-    {"resultsInterpreter": [{"display": "A radiologist"}]},
-])
+@pytest.mark.parametrize(
+    "touch",
+    [
+        {"status": "final"},
+        {"conclusion": "A radiologist wrote something else."},
+        {"resultsInterpreter": [{"display": "A radiologist"}]},
+    ],
+)
 def test_a_report_that_a_person_has_worked_on_is_not_overwritten(ehr, make_writer, mrn, registered, touch):
     writer, uid = make_writer(ehr.base_url), new_uid()
     writer.feed(completed(uid, mrn=mrn), generated(uid))
@@ -248,8 +261,10 @@ def test_what_the_ehr_added_to_the_report_survives_an_update(ehr, make_writer, m
     (draft,) = ehr.reports(uid)
     encounter = ehr.create({"resourceType": "Encounter", "status": "finished", "class": {"code": "AMB"}})
     number = {"system": "urn:oid:2.25.123456789012345678901234567890", "value": str(uuid.uuid4())}
-    ehr.put(draft | {"encounter": {"reference": f"Encounter/{encounter['id']}"},
-                     "identifier": [*draft["identifier"], number]})
+    ehr.put(
+        draft
+        | {"encounter": {"reference": f"Encounter/{encounter['id']}"}, "identifier": [*draft["identifier"], number]}
+    )
     writer.feed(completed(uid, 2, mrn=mrn), generated(uid, 2, impression="Second draft."))
     writer.run_due()
     (updated,) = ehr.reports(uid)
@@ -259,11 +274,15 @@ def test_what_the_ehr_added_to_the_report_survives_an_update(ehr, make_writer, m
 
 
 def test_the_order_is_found_by_accession_number(ehr, make_writer, mrn, registered, unique):
-    order = ehr.create({
-        "resourceType": "ServiceRequest", "status": "active", "intent": "order",
-        "subject": {"reference": f"Patient/{registered['id']}"},
-        "identifier": [{"system": "urn:oid:2.25.223456789012345678901234567890", "value": f"ACC-{unique}"}],
-    })
+    order = ehr.create(
+        {
+            "resourceType": "ServiceRequest",
+            "status": "active",
+            "intent": "order",
+            "subject": {"reference": f"Patient/{registered['id']}"},
+            "identifier": [{"system": "urn:oid:2.25.223456789012345678901234567890", "value": f"ACC-{unique}"}],
+        }
+    )
     writer, uid = make_writer(ehr.base_url), new_uid()
     writer.feed(completed(uid, mrn=mrn, accession=f"ACC-{unique}"), generated(uid))
     writer.run_due()

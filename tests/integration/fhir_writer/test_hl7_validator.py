@@ -14,11 +14,19 @@ from unit.fhir_writer.samples import SITE, draft, facts, found, new_uid
 
 LOCAL_CODE = {"value": "CXR2", "scheme": "99LOCAL", "meaning": "Chest, two views"}
 ALL_FINDINGS = tuple(
-    found(name, state, side) for name, state, side in [
-        ("atelectasis", "present", "left"), ("cardiomegaly", "uncertain", None), ("central_line", "present", None),
-        ("consolidation", "present", "right"), ("endotracheal_tube", "absent", None), ("nodule", "present", "both"),
-        ("pacemaker", "present", "left"), ("pleural_effusion", "absent", None), ("pneumothorax", "absent", None),
-        ("pulmonary_edema", "uncertain", "both"), ("rib_fracture", "present", "right"),
+    found(name, state, side)
+    for name, state, side in [
+        ("atelectasis", "present", "left"),
+        ("cardiomegaly", "uncertain", None),
+        ("central_line", "present", None),
+        ("consolidation", "present", "right"),
+        ("endotracheal_tube", "absent", None),
+        ("nodule", "present", "both"),
+        ("pacemaker", "present", "left"),
+        ("pleural_effusion", "absent", None),
+        ("pneumothorax", "absent", None),
+        ("pulmonary_edema", "uncertain", "both"),
+        ("rib_fracture", "present", "right"),
     ]
 )
 STUDIES: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -33,7 +41,7 @@ STUDIES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"started": "2026-01-05"}, {"impression": ""}),
     (
         {"started": None, "description": None},
-        {"findings": "a < b & \"c\"\nsecond line\x00\x0b", "impression": "1 < 2 & 'x'"},
+        {"findings": 'a < b & "c"\nsecond line\x00\x0b', "impression": "1 < 2 & 'x'"},
     ),
     ({"started": "2026-01-05T07:58:30+05:30"}, {"findings": "Größe 5 mm – unverändert. 肺野清晰"}),
     (

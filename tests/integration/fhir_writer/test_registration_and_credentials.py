@@ -33,9 +33,14 @@ def test_a_registered_patient_gets_the_report(ehr, make_writer, mrn):
     assert [event["result"] for event in writer.events()] == ["created", "created"]
 
 
-@pytest.mark.parametrize(("credentials", "header"), [
-    ({}, None), ({"token": "abc"}, "Bearer abc"), ({"user": "u", "password": "p"}, "Basic dTpw"),
-])
+@pytest.mark.parametrize(
+    ("credentials", "header"),
+    [
+        ({}, None),
+        ({"token": "abc"}, "Bearer abc"),
+        ({"user": "u", "password": "p"}, "Basic dTpw"),
+    ],
+)
 def test_credentials_are_sent_as_set(sekmet, credentials, header):
     proxy = FaultProxy(sekmet.base_url)
     fhir = FhirHttp(proxy.url, **credentials)
@@ -50,9 +55,26 @@ def tls_server(tmp_path: Path):
     """An HTTPS server with a certificate that only its own file vouches for."""
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext",
-         "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
-        check=True, capture_output=True,
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost,IP:127.0.0.1",
+            "-keyout",
+            str(key),
+            "-out",
+            str(certificate),
+        ],
+        check=True,
+        capture_output=True,
     )
 
     class Handler(BaseHTTPRequestHandler):

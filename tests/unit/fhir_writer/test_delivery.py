@@ -54,8 +54,13 @@ class Bench:
         self.ehr = Told()
         self.deliveries = SqlDeliveries(database, outbox, 15.0)
         self.deliver = DeliverReport(
-            self.deliveries, self.ehr, self.clock, policy=RetryPolicy(patient_grace_s=20, patient_recheck_s=300),
-            breaker=CircuitBreaker(failures=3, open_s=30), fhir_server="https://ehr.test/fhir", chance=random.Random(1),
+            self.deliveries,
+            self.ehr,
+            self.clock,
+            policy=RetryPolicy(patient_grace_s=20, patient_recheck_s=300),
+            breaker=CircuitBreaker(failures=3, open_s=30),
+            fhir_server="https://ehr.test/fhir",
+            chance=random.Random(1),
         )
         intake = Intake(self.deliveries, self.clock, threading.Event())
         self.uid = new_uid()
@@ -107,7 +112,7 @@ def test_an_outage_is_told_once_and_tried_with_growing_pauses(bench: Bench) -> N
         bench.clock.advance(40)  # past the breaker's pause, too
     assert [event["reason"]["code"] for event in bench.events()] == ["ehr_unavailable"]
     assert bench.events()[0]["person_must_act"] is False
-    assert all(2 ** n / 2 <= pause <= 2 ** n for n, pause in enumerate(pauses))
+    assert all(2**n / 2 <= pause <= 2**n for n, pause in enumerate(pauses))
     bench.run(UP)
     assert bench.events()[-1]["result"] == "created"
 
@@ -170,10 +175,15 @@ def test_people_see_what_is_parked_and_replay_it(bench: Bench) -> None:
     assert http.get("/v1/deliveries").json()["items"][0]["fhir"]["resource"] == "DiagnosticReport/77"
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [
-    ("GET", "/v1/deliveries?state=lost", 400), ("GET", "/v1/deliveries?limit=0", 400),
-    ("POST", "/v1/deliveries/1.2.3/replay", 404), ("POST", "/v1/deliveries/replay", 400),
-])
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/deliveries?state=lost", 400),
+        ("GET", "/v1/deliveries?limit=0", 400),
+        ("POST", "/v1/deliveries/1.2.3/replay", 404),
+        ("POST", "/v1/deliveries/replay", 400),
+    ],
+)
 def test_wrong_requests_get_a_problem(bench: Bench, method: str, path: str, status: int) -> None:
     answer = TestClient(Starlette(routes=delivery_routes(bench.deliveries, bench.clock, threading.Event()))).request(
         method, path

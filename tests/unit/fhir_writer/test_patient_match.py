@@ -19,10 +19,19 @@ def hit(number: str = "1", **other: Any) -> dict[str, Any]:
     return patient("M1", SYSTEM, id=number) | other
 
 
-@pytest.mark.parametrize("other", [
-    {}, {"birthDate": "1960-02"}, {"birthDate": "1960"}, {"birthDate": None}, {"gender": "unknown"}, {"gender": None},
-    {"active": True}, {"identifier": [{"value": "M1"}, {"system": SYSTEM, "value": "M1"}]},
-])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {},
+        {"birthDate": "1960-02"},
+        {"birthDate": "1960"},
+        {"birthDate": None},
+        {"gender": "unknown"},
+        {"gender": None},
+        {"active": True},
+        {"identifier": [{"value": "M1"}, {"system": SYSTEM, "value": "M1"}]},
+    ],
+)
 def test_one_patient_who_does_not_disagree_is_taken(other: dict[str, Any]) -> None:
     assert match(IMAGES, SYSTEM, [hit(**other)]) == "1"
 
@@ -31,16 +40,19 @@ def test_images_without_birth_date_and_sex_agree_with_anybody() -> None:
     assert match(PatientFacts("M1", None, None, None), SYSTEM, [hit()]) == "1"
 
 
-@pytest.mark.parametrize(("hits", "code"), [
-    ([], "patient_not_found"),
-    ([hit("1"), hit("2")], "patient_ambiguous"),
-    ([hit(birthDate="1960-02-28")], "patient_mismatch"),
-    ([hit(birthDate="1961")], "patient_mismatch"),
-    ([hit(gender="male")], "patient_mismatch"),
-    ([hit(active=False)], "patient_inactive"),
-    ([patient("M2", SYSTEM, id="1")], "patient_not_found"),  # a server that ignored the parameter
-    ([patient("M1", "urn:oid:2.25.222", id="1")], "patient_not_found"),
-])
+@pytest.mark.parametrize(
+    ("hits", "code"),
+    [
+        ([], "patient_not_found"),
+        ([hit("1"), hit("2")], "patient_ambiguous"),
+        ([hit(birthDate="1960-02-28")], "patient_mismatch"),
+        ([hit(birthDate="1961")], "patient_mismatch"),
+        ([hit(gender="male")], "patient_mismatch"),
+        ([hit(active=False)], "patient_inactive"),
+        ([patient("M2", SYSTEM, id="1")], "patient_not_found"),  # a server that ignored the parameter
+        ([patient("M1", "urn:oid:2.25.222", id="1")], "patient_not_found"),
+    ],
+)
 def test_otherwise_nobody_is_taken(hits: list[dict[str, Any]], code: str) -> None:
     with pytest.raises(Refused) as refusal:
         match(IMAGES, SYSTEM, hits)
@@ -59,9 +71,15 @@ def test_no_patient_id_no_match() -> None:
     assert refusal.value.code == "patient_id_missing"
 
 
-@pytest.mark.parametrize(("issuer", "systems", "expected"), [
-    (None, {}, "default"), ("A", {}, "default"), (None, {"A": "a"}, "default"), ("A", {"A": "a"}, "a"),
-])
+@pytest.mark.parametrize(
+    ("issuer", "systems", "expected"),
+    [
+        (None, {}, "default"),
+        ("A", {}, "default"),
+        (None, {"A": "a"}, "default"),
+        ("A", {"A": "a"}, "a"),
+    ],
+)
 def test_the_system_of_an_issuer(issuer: str | None, systems: dict[str, str], expected: str) -> None:
     assert identifier_system(issuer, systems, "default") == expected
 

@@ -21,7 +21,13 @@ Json = dict[str, Any]
 def built(study: Json | None = None, report: Json | None = None, site: Any = SITE) -> list[Json]:
     uid = new_uid()
     planned = plan(
-        facts(uid=uid, **(study or {})), draft(uid=uid, **(report or {})), site, "Patient/p1", None, Existing(), "http://e"
+        facts(uid=uid, **(study or {})),
+        draft(uid=uid, **(report or {})),
+        site,
+        "Patient/p1",
+        None,
+        Existing(),
+        "http://e",
     )
     assert planned.bundle is not None
     return [entry["resource"] for entry in planned.bundle["entry"]]
@@ -36,10 +42,18 @@ def texts(report: Json) -> dict[str, str]:
     return {form["contentType"]: base64.b64decode(form["data"]).decode() for form in report["presentedForm"]}
 
 
-@pytest.mark.parametrize(("views", "description", "code"), [
-    (("PA",), "", "24648-8"), (("AP",), "", "36572-6"), (("AP",), "Chest MOBILE", "36589-0"), ((None,), "", "36554-4"),
-    (("PA", "LL"), "", "24647-0"), (("AP", "LL"), "", "36643-5"), (("PA", "AP", "LL"), "", "30745-4"),
-])
+@pytest.mark.parametrize(
+    ("views", "description", "code"),
+    [
+        (("PA",), "", "24648-8"),
+        (("AP",), "", "36572-6"),
+        (("AP",), "Chest MOBILE", "36589-0"),
+        ((None,), "", "36554-4"),
+        (("PA", "LL"), "", "24647-0"),
+        (("AP", "LL"), "", "36643-5"),
+        (("PA", "AP", "LL"), "", "30745-4"),
+    ],
+)
 def test_the_loinc_code_follows_the_views(views: tuple[str | None, ...], description: str, code: str) -> None:
     report = one(built({"views": views, "description": description}), "DiagnosticReport")
     assert report["code"]["coding"][0] == codes.procedure_code(views, description).coding()
@@ -53,11 +67,19 @@ def test_the_sites_own_procedure_code_stands_beside_it() -> None:
     assert coding == {"system": system, "code": "CXR2", "display": "Chest, two views"}
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("2026-01-05T07:58:30", "2026-01-05T07:58:30+01:00"), ("2026-07-05T07:58:30", "2026-07-05T07:58:30+02:00"),
-    ("2026-01-05T07:58:30.123+05:30", "2026-01-05T07:58:30+05:30"), ("2026-01-05", "2026-01-05"),
-    ("2026-02-30", None), ("nonsense", None), ("", None), (None, None),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-01-05T07:58:30", "2026-01-05T07:58:30+01:00"),
+        ("2026-07-05T07:58:30", "2026-07-05T07:58:30+02:00"),
+        ("2026-01-05T07:58:30.123+05:30", "2026-01-05T07:58:30+05:30"),
+        ("2026-01-05", "2026-01-05"),
+        ("2026-02-30", None),
+        ("nonsense", None),
+        ("", None),
+        (None, None),
+    ],
+)
 def test_times_get_the_sites_zone_only_where_they_have_none(text: str | None, expected: str | None) -> None:
     assert fhir_datetime(text, SITE.zone) == expected
 
@@ -119,9 +141,13 @@ def test_an_unknown_finding_gets_no_guessed_code() -> None:
 
 
 def test_entries_of_one_finding_are_joined() -> None:
-    (joined,) = join_findings([
-        found("nodule", "absent"), found("nodule", "present", "left", "A."), found("nodule", "present", "right", "B."),
-    ])
+    (joined,) = join_findings(
+        [
+            found("nodule", "absent"),
+            found("nodule", "present", "left", "A."),
+            found("nodule", "present", "right", "B."),
+        ]
+    )
     assert (joined.state, joined.side, joined.sentence) == ("present", "both", "A. B.")
 
 
@@ -137,6 +163,7 @@ def test_the_order_is_named_by_accession_number() -> None:
     (order,) = one(built({"accession": "A1"}, site=site), "DiagnosticReport")["basedOn"]
     assert order["identifier"] == {
         "type": {"coding": [{"system": codes.IDENTIFIER_TYPE, "code": "ACSN", "display": "Accession ID"}]},
-        "value": "A1", "system": "urn:oid:2.25.1",
+        "value": "A1",
+        "system": "urn:oid:2.25.1",
     }
     assert "basedOn" not in one(built({"accession": " "}), "DiagnosticReport")

@@ -62,10 +62,20 @@ def test_a_probe_that_never_reports_does_not_block_for_ever() -> None:
     assert breaker.ask(20) == 0
 
 
-@pytest.mark.parametrize(("header", "expected"), [
-    ("120", 120.0), (" 0 ", 0.0), ("Mon, 05 Jan 2026 08:01:00 GMT", 60.0), ("Mon, 05 Jan 2026 07:00:00 GMT", 0.0),
-    ("soon", None), ("", None), (None, None), ("-3", None), ("9" * 30, None),
-])
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("120", 120.0),
+        (" 0 ", 0.0),
+        ("Mon, 05 Jan 2026 08:01:00 GMT", 60.0),
+        ("Mon, 05 Jan 2026 07:00:00 GMT", 0.0),
+        ("soon", None),
+        ("", None),
+        (None, None),
+        ("-3", None),
+        ("9" * 30, None),
+    ],
+)
 def test_retry_after_in_both_forms(header: str | None, expected: float | None) -> None:
     assert retry_after(header, NOW) == expected
 
@@ -79,10 +89,16 @@ def test_diagnostics_are_shortened_and_only_of_an_operation_outcome() -> None:
     assert diagnostics({"resourceType": "Bundle"}) is diagnostics(None) is diagnostics([1]) is None
 
 
-@pytest.mark.parametrize(("version", "interactions", "word"), [
-    ("4.0.1", ["transaction"], None), ("4.0.1", ["batch"], "transactions"), ("5.0.0", ["transaction"], "5.0.0"),
-    ("4.3.0", ["transaction"], "4.3.0"), (None, [], "not stated"),
-])
+@pytest.mark.parametrize(
+    ("version", "interactions", "word"),
+    [
+        ("4.0.1", ["transaction"], None),
+        ("4.0.1", ["batch"], "transactions"),
+        ("5.0.0", ["transaction"], "5.0.0"),
+        ("4.3.0", ["transaction"], "4.3.0"),
+        (None, [], "not stated"),
+    ],
+)
 def test_only_r4_with_transactions_fits(version: str | None, interactions: list[str], word: str | None) -> None:
     codes = [{"code": code} for code in interactions]
     statement = {"fhirVersion": version or "", "rest": [{"mode": "server", "interaction": codes}]}

@@ -10,7 +10,8 @@ from fhir_writer.settings import Settings
 from pipeline.settings import load_settings, masked
 
 GOOD = {
-    "ECHO_DATABASE_URL": "sqlite:////tmp/x.sqlite3", "ECHO_BUS_URL": "sqlite:////tmp/b.sqlite3",
+    "ECHO_DATABASE_URL": "sqlite:////tmp/x.sqlite3",
+    "ECHO_BUS_URL": "sqlite:////tmp/b.sqlite3",
     "ECHO_FHIR_BASE_URL": "https://ehr.test/fhir/",
 }
 
@@ -29,13 +30,26 @@ def test_good_settings(environment: pytest.MonkeyPatch) -> None:
     assert settings.fhir_patient_systems == {"HOSPITAL": "urn:oid:2.25.1"}
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("FHIR_BASE_URL", "ehr.test/fhir"), ("FHIR_BASE_URL", "ftp://ehr.test"), ("FHIR_BASE_URL", "https://u:p@ehr.test/fhir"),
-    ("FHIR_BASE_URL", "https://ehr.test/fhir?x=1"), ("FHIR_AUTH", "bearer"), ("FHIR_AUTH", "magic"),
-    ("FHIR_VERIFY_TLS", "false"), ("FHIR_CA_FILE", "/no/such/file.pem"), ("FHIR_TOKEN", "a\nb"),
-    ("SITE_TIMEZONE", "Mars/Olympus"), ("FHIR_DEFAULT_PATIENT_SYSTEM", "mrn"), ("FHIR_PATIENT_SYSTEMS", '{"A": "b"}'),
-    ("FHIR_REPORT_STATUS", "final"), ("DELIVERY_THREADS", "0"), ("OUT_OF_DOMAIN", "drop"),
-])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("FHIR_BASE_URL", "ehr.test/fhir"),
+        ("FHIR_BASE_URL", "ftp://ehr.test"),
+        ("FHIR_BASE_URL", "https://u:p@ehr.test/fhir"),
+        ("FHIR_BASE_URL", "https://ehr.test/fhir?x=1"),
+        ("FHIR_AUTH", "bearer"),
+        ("FHIR_AUTH", "magic"),
+        ("FHIR_VERIFY_TLS", "false"),
+        ("FHIR_CA_FILE", "/no/such/file.pem"),
+        ("FHIR_TOKEN", "a\nb"),
+        ("SITE_TIMEZONE", "Mars/Olympus"),
+        ("FHIR_DEFAULT_PATIENT_SYSTEM", "mrn"),
+        ("FHIR_PATIENT_SYSTEMS", '{"A": "b"}'),
+        ("FHIR_REPORT_STATUS", "final"),
+        ("DELIVERY_THREADS", "0"),
+        ("OUT_OF_DOMAIN", "drop"),
+    ],
+)
 def test_a_wrong_setting_is_named(
     environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
 ) -> None:

@@ -14,17 +14,33 @@ from standalone.registration import EhrAway, PatientRegistration, human_name, pa
 from unit.fhir_writer.samples import completed, new_uid
 
 PATIENT = {
-    "patient_id": "M 1", "issuer_of_patient_id": None, "patient_name": "DOE^ANN^B^DR^JR=X^Y",
-    "patient_birth_date": "1960-02-29", "patient_sex": "F", "patient_age": None,
+    "patient_id": "M 1",
+    "issuer_of_patient_id": None,
+    "patient_name": "DOE^ANN^B^DR^JR=X^Y",
+    "patient_birth_date": "1960-02-29",
+    "patient_sex": "F",
+    "patient_age": None,
 }
 
 
-@pytest.mark.parametrize(("name", "expected"), [
-    ("DOE^ANN^B^DR^JR=X^Y", {"use": "official", "text": "DR ANN B DOE JR", "family": "DOE", "given": ["ANN", "B"],
-                            "prefix": ["DR"], "suffix": ["JR"]}),
-    ("DOE", {"use": "official", "text": "DOE", "family": "DOE"}),
-    ("^ANN", {"use": "official", "text": "ANN", "given": ["ANN"]}),
-])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "DOE^ANN^B^DR^JR=X^Y",
+            {
+                "use": "official",
+                "text": "DR ANN B DOE JR",
+                "family": "DOE",
+                "given": ["ANN", "B"],
+                "prefix": ["DR"],
+                "suffix": ["JR"],
+            },
+        ),
+        ("DOE", {"use": "official", "text": "DOE", "family": "DOE"}),
+        ("^ANN", {"use": "official", "text": "ANN", "given": ["ANN"]}),
+    ],
+)
 def test_a_person_name(name: str, expected: dict[str, Any]) -> None:
     assert human_name(name) == [expected]
 

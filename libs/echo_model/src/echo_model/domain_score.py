@@ -63,6 +63,7 @@ class DomainModel:
         """Write the statistics as safetensors."""
         tensors = {f"{name}.{field}": getattr(self.groups[name], field) for name in _GROUPS for field in _FIELDS}
         save_file({name: tensor.float().contiguous() for name, tensor in tensors.items()}, path)
+        path.chmod(0o644)  # safetensors writes for the owner alone; a service runs as someone else
 
     @classmethod
     def load(cls, path: Path) -> DomainModel:

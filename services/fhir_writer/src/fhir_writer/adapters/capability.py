@@ -24,7 +24,9 @@ def unsuitable(statement: Json) -> str | None:
     if not version.startswith("4.0"):
         return f"its FHIR version is {version[:20] or 'not stated'}, needed is 4.0"
     interactions = {
-        interaction.get("code") for rest in statement.get("rest") or () if rest.get("mode") == "server"
+        interaction.get("code")
+        for rest in statement.get("rest") or ()
+        if rest.get("mode") == "server"
         for interaction in rest.get("interaction") or ()
     }
     return None if "transaction" in interactions else "it does not offer transactions"
@@ -53,8 +55,12 @@ class Capability:
         log.log(
             logging.INFO if self._problem is None else logging.ERROR,
             "FHIR server's capabilities",
-            extra={"fhir_version": statement.get("fhirVersion"), "software": software.get("name"),
-                   "software_version": software.get("version"), "problem": self._problem},
+            extra={
+                "fhir_version": statement.get("fhirVersion"),
+                "software": software.get("name"),
+                "software_version": software.get("version"),
+                "problem": self._problem,
+            },
         )
 
     def run(self, stop: threading.Event) -> None:
@@ -67,8 +73,9 @@ class Capability:
                 pause = _AGAIN_S
             except (DeliveryError, Conflict) as error:
                 failures += 1
-                pause = min(60.0, 2.0 ** failures)
-                log.warning("FHIR server's capabilities unknown", extra={
-                    "error": getattr(error, "code", type(error).__name__), "failures": failures
-                })
+                pause = min(60.0, 2.0**failures)
+                log.warning(
+                    "FHIR server's capabilities unknown",
+                    extra={"error": getattr(error, "code", type(error).__name__), "failures": failures},
+                )
             self._clock.wait(stop, pause)

@@ -99,7 +99,8 @@ class FhirHttp:
         answer = self._request("search", "GET", f"/{resource_type}", params=params, headers=_FRESH)
         entries = answer.body.get("entry") or ()
         return [
-            entry["resource"] for entry in entries
+            entry["resource"]
+            for entry in entries
             if entry.get("resource", {}).get("resourceType") == resource_type
             and entry.get("search", {}).get("mode", "match") == "match"
         ]
@@ -107,14 +108,18 @@ class FhirHttp:
     def transaction(self, bundle: Json) -> list[Json]:
         """Send a transaction; the `response` of each entry, in the entries' order. Raises `Conflict` on 409 and 412."""
         answer = self._request(
-            "transaction", "POST", "", json=bundle,
+            "transaction",
+            "POST",
+            "",
+            json=bundle,
             # HAPI FHIR repeats a transaction that lost a race by itself when asked to; others ignore the header.
             headers={"X-Retry-On-Version-Conflict": "retry; max-retries=10", "Prefer": "return=minimal"},
         )
         responses = [entry.get("response", {}) for entry in answer.body.get("entry") or ()]
         if len(responses) != len(bundle["entry"]):
-            raise Unavailable("ehr_error", "The FHIR server's answer to the transaction is incomplete.",
-                              http_status=answer.status)
+            raise Unavailable(
+                "ehr_error", "The FHIR server's answer to the transaction is incomplete.", http_status=answer.status
+            )
         return responses
 
     def metadata(self) -> Json:
@@ -165,26 +170,37 @@ def _sorted(response: httpx.Response) -> Answer:
         body = None
     if 200 <= status < 300:
         if not isinstance(body, dict):
-            raise Unavailable("ehr_error", "The FHIR server answered with something that is no FHIR JSON.",
-                              http_status=status)
+            raise Unavailable(
+                "ehr_error", "The FHIR server answered with something that is no FHIR JSON.", http_status=status
+            )
         return Answer(status, body, response.headers)
     said = diagnostics(body)
     if status in (409, 412):
         raise Conflict
     if status in (401, 403):
         code = "ehr_unauthorized" if status == 401 else "ehr_forbidden"
-        raise Refused(code, "The FHIR server refuses our credentials or rights.", http_status=status,
-                      operation_outcome=said)
+        raise Refused(
+            code, "The FHIR server refuses our credentials or rights.", http_status=status, operation_outcome=said
+        )
     if status in (429, 503):
         raise Unavailable(
-            "ehr_busy", "The FHIR server asks to come back later.", http_status=status, operation_outcome=said,
+            "ehr_busy",
+            "The FHIR server asks to come back later.",
+            http_status=status,
+            operation_outcome=said,
             retry_after_s=retry_after(response.headers.get("Retry-After"), datetime.now(UTC)),
         )
     if status in (404, 410):
-        raise Unavailable("ehr_not_found", "The FHIR server does not know the address or a resource it was asked for.",
-                          http_status=status, operation_outcome=said)
+        raise Unavailable(
+            "ehr_not_found",
+            "The FHIR server does not know the address or a resource it was asked for.",
+            http_status=status,
+            operation_outcome=said,
+        )
     if status in (408, 425) or status >= 500 or status < 400:
-        raise Unavailable("ehr_error", f"The FHIR server answered with status {status}.", http_status=status,
-                          operation_outcome=said)
-    raise Refused("ehr_refused", "The FHIR server refused the report as invalid.", http_status=status,
-                  operation_outcome=said)
+        raise Unavailable(
+            "ehr_error", f"The FHIR server answered with status {status}.", http_status=status, operation_outcome=said
+        )
+    raise Refused(
+        "ehr_refused", "The FHIR server refused the report as invalid.", http_status=status, operation_outcome=said
+    )

@@ -19,8 +19,11 @@ _MOST = 500
 
 
 def _problem(status: int, title: str) -> Response:
-    return JSONResponse({"type": "about:blank", "title": title, "status": status}, status_code=status,
-                        media_type="application/problem+json")
+    return JSONResponse(
+        {"type": "about:blank", "title": title, "status": status},
+        status_code=status,
+        media_type="application/problem+json",
+    )
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
@@ -28,8 +31,15 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
         return None if value is None else iso(value if value.tzinfo else value.replace(tzinfo=UTC))
 
     reason = {"code": row["reason_code"], "text": row["reason_text"]} if row["reason_code"] else None
-    fhir = {"resource": f"DiagnosticReport/{row['fhir_id']}", "version_id": row["fhir_version"],
-            "study_version": row["delivered_version"]} if row["fhir_id"] else None
+    fhir = (
+        {
+            "resource": f"DiagnosticReport/{row['fhir_id']}",
+            "version_id": row["fhir_version"],
+            "study_version": row["delivered_version"],
+        }
+        if row["fhir_id"]
+        else None
+    )
     return {
         "study_instance_uid": row["study_instance_uid"],
         "study_version": row["study_version"],

@@ -38,13 +38,17 @@ class SqlDeliveries:
         mine = (studies.c.study_instance_uid == uid) & (studies.c.study_version == version)
         updated = connection.execute(studies.update().where(mine).values(kept=dict(kept), received_at=now))
         if updated.rowcount == 0:
-            connection.execute(studies.insert().values(
-                study_instance_uid=uid, study_version=version, kept=dict(kept), received_at=now
-            ))
+            connection.execute(
+                studies.insert().values(study_instance_uid=uid, study_version=version, kept=dict(kept), received_at=now)
+            )
         connection.execute(
             d.update()
-            .where(d.c.study_instance_uid == uid, d.c.study_version == version, d.c.state == "pending",
-                   d.c.reason_code == "waiting_for_study")
+            .where(
+                d.c.study_instance_uid == uid,
+                d.c.study_version == version,
+                d.c.state == "pending",
+                d.c.reason_code == "waiting_for_study",
+            )
             .values(next_attempt_at=now)
         )
 
@@ -53,10 +57,22 @@ class SqlDeliveries:
         data = event.data
         uid, version = data["study_instance_uid"], data["study_version"]
         values = {
-            "study_version": version, "job_id": data["job_id"], "report": dict(data), "written_at": event.time,
-            "traceparent": event.traceparent, "state": "pending", "next_attempt_at": now, "attempts": 0,
-            "reason_code": None, "reason_text": None, "http_status": None, "operation_outcome": None,
-            "outage_told": False, "released": False, "patient_wait_since": None, "updated_at": now,
+            "study_version": version,
+            "job_id": data["job_id"],
+            "report": dict(data),
+            "written_at": event.time,
+            "traceparent": event.traceparent,
+            "state": "pending",
+            "next_attempt_at": now,
+            "attempts": 0,
+            "reason_code": None,
+            "reason_text": None,
+            "http_status": None,
+            "operation_outcome": None,
+            "outage_told": False,
+            "released": False,
+            "patient_wait_since": None,
+            "updated_at": now,
         }
         current = connection.execute(
             sa.select(d.c.study_version).where(d.c.study_instance_uid == uid).with_for_update()
@@ -66,17 +82,18 @@ class SqlDeliveries:
             return True
         if version < current.study_version:
             return False
-        connection.execute(
-            d.update().where(d.c.study_instance_uid == uid).values(revision=d.c.revision + 1, **values)
-        )
+        connection.execute(d.update().where(d.c.study_instance_uid == uid).values(revision=d.c.revision + 1, **values))
         return True
 
     def claim(self, now: datetime, limit: int) -> list[Job]:
         """Take due rows; on PostgreSQL those that another process is taking are skipped."""
         due = (
             sa.select(d.c.study_instance_uid)
-            .where(d.c.next_attempt_at <= now, d.c.state != "delivered",
-                   sa.or_(d.c.leased_until.is_(None), d.c.leased_until < now))
+            .where(
+                d.c.next_attempt_at <= now,
+                d.c.state != "delivered",
+                sa.or_(d.c.leased_until.is_(None), d.c.leased_until < now),
+            )
             .order_by(d.c.next_attempt_at)
             .limit(limit)
         )
@@ -88,7 +105,8 @@ class SqlDeliveries:
             for (uid,) in connection.execute(due.with_for_update(skip_locked=True)).all():
                 lease_id = str(uuid.uuid4())
                 connection.execute(
-                    d.update().where(d.c.study_instance_uid == uid)
+                    d.update()
+                    .where(d.c.study_instance_uid == uid)
                     .values(lease_id=lease_id, leased_until=now + self._lease)
                 )
                 jobs.append(self._job(connection, uid, lease_id))
@@ -98,8 +116,12 @@ class SqlDeliveries:
     def _job(self, connection: Connection, uid: str, lease_id: str) -> Job:
         row = connection.execute(
             sa.select(d, studies.c.kept)
-            .join(studies, (studies.c.study_instance_uid == d.c.study_instance_uid)
-                  & (studies.c.study_version == d.c.study_version), isouter=True)
+            .join(
+                studies,
+                (studies.c.study_instance_uid == d.c.study_instance_uid)
+                & (studies.c.study_version == d.c.study_version),
+                isouter=True,
+            )
             .where(d.c.study_instance_uid == uid)
         ).one()
         written_at = _utc(row.written_at)
@@ -132,9 +154,14 @@ class SqlDeliveries:
                 "delivered_version": job.study_version,
             }
         schedule = {
-            "state": change.state, "next_attempt_at": change.next_attempt_at, "attempts": change.attempts,
-            "reason_code": change.reason_code, "reason_text": change.reason_text, "http_status": change.http_status,
-            "operation_outcome": change.operation_outcome, "outage_told": change.outage_told,
+            "state": change.state,
+            "next_attempt_at": change.next_attempt_at,
+            "attempts": change.attempts,
+            "reason_code": change.reason_code,
+            "reason_text": change.reason_text,
+            "http_status": change.http_status,
+            "operation_outcome": change.operation_outcome,
+            "outage_told": change.outage_told,
             "patient_wait_since": change.patient_wait_since,
         }
         mine = (d.c.study_instance_uid == job.study_instance_uid) & (d.c.lease_id == job.lease_id)
@@ -173,14 +200,23 @@ class SqlDeliveries:
 
     def replay(self, now: datetime, uid: str | None = None, reason: str | None = None) -> int:
         """Make one study's delivery, or all parked for `reason`, due now; returns how many rows."""
-        chosen = d.c.study_instance_uid == uid if uid is not None else (
-            (d.c.state == "parked") & (d.c.reason_code == reason)
+        chosen = (
+            d.c.study_instance_uid == uid
+            if uid is not None
+            else ((d.c.state == "parked") & (d.c.reason_code == reason))
         )
         with self._database.write() as connection:
             return connection.execute(
-                d.update().where(chosen).values(
-                    state="pending", next_attempt_at=now, attempts=0, outage_told=False, released=True,
-                    revision=d.c.revision + 1, updated_at=now,
+                d.update()
+                .where(chosen)
+                .values(
+                    state="pending",
+                    next_attempt_at=now,
+                    attempts=0,
+                    outage_told=False,
+                    released=True,
+                    revision=d.c.revision + 1,
+                    updated_at=now,
                 )
             ).rowcount
 

@@ -70,16 +70,20 @@ class TransactionDestination:
             return None
         system = f"{self._site.accession_system}|" if self._site.accession_system else ""
         try:
-            found = self._fhir.search("ServiceRequest", {
-                "identifier": system + _escaped(study.accession_number), "subject": patient_reference, "_count": "3",
-            })
+            found = self._fhir.search(
+                "ServiceRequest",
+                {
+                    "identifier": system + _escaped(study.accession_number),
+                    "subject": patient_reference,
+                    "_count": "3",
+                },
+            )
         except Refused as error:
             # Without rights to read orders the report is still complete: it names the order by accession number.
             log.info("orders cannot be searched", extra={"code": error.code, "http_status": error.http_status})
             return None
         mine = [
-            order for order in found
-            if study.accession_number in {i.get("value") for i in order.get("identifier", ())}
+            order for order in found if study.accession_number in {i.get("value") for i in order.get("identifier", ())}
         ]
         return f"ServiceRequest/{mine[0]['id']}" if len(mine) == 1 else None
 
@@ -118,9 +122,10 @@ class TransactionDestination:
         assert planned.bundle is not None
         broken = rules.breaches(planned.bundle)
         if broken:
-            log.error("report breaks our own rules", extra={
-                "study": study_ref(study.study_instance_uid), "breaches": broken[:10]
-            })
+            log.error(
+                "report breaks our own rules",
+                extra={"study": study_ref(study.study_instance_uid), "breaches": broken[:10]},
+            )
             said = "The report breaks a rule and was not sent: " + "; ".join(broken)
             raise Refused("invalid_resource", said[:1000])
         try:

@@ -26,7 +26,10 @@ from fhir_writer.domain.text import html_page, narrative, plain_text, small_narr
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, codes.OUR_BASE)
 _MODELS: dict[str, Any] = {
-    "DiagnosticReport": DiagnosticReport, "Observation": Observation, "Device": Device, "Provenance": Provenance,
+    "DiagnosticReport": DiagnosticReport,
+    "Observation": Observation,
+    "Device": Device,
+    "Provenance": Provenance,
 }
 _LANGUAGE = "en"
 
@@ -142,15 +145,17 @@ def attachment(content_type: str, text: str, title: str) -> Json:
 
 def device(draft: Draft) -> Json:
     """The model as a Device."""
-    return _checked({
-        "resourceType": "Device",
-        "text": _text(small_narrative(f"Report drafting model {draft.model_id}, version {draft.model_version}")),
-        "identifier": [{"system": codes.DEVICE_SYSTEM, "value": device_identifier(draft)}],
-        "status": "active",
-        "deviceName": [{"name": draft.model_id, "type": "model-name"}],
-        "type": {"text": "Artificial intelligence model that drafts radiology reports"},
-        "version": [{"value": draft.model_version}],
-    })
+    return _checked(
+        {
+            "resourceType": "Device",
+            "text": _text(small_narrative(f"Report drafting model {draft.model_id}, version {draft.model_version}")),
+            "identifier": [{"system": codes.DEVICE_SYSTEM, "value": device_identifier(draft)}],
+            "status": "active",
+            "deviceName": [{"name": draft.model_id, "type": "model-name"}],
+            "type": {"text": "Artificial intelligence model that drafts radiology reports"},
+            "version": [{"value": draft.model_version}],
+        }
+    )
 
 
 def _observation_basis(study: StudyFacts, site: Site, finding_name: str, status: str) -> Json:
@@ -158,10 +163,12 @@ def _observation_basis(study: StudyFacts, site: Site, finding_name: str, status:
     resource: Json = {
         "resourceType": "Observation",
         "meta": _meta(site),
-        "identifier": [{
-            "system": codes.OBSERVATION_SYSTEM,
-            "value": observation_identifier(study.study_instance_uid, finding_name),
-        }],
+        "identifier": [
+            {
+                "system": codes.OBSERVATION_SYSTEM,
+                "value": observation_identifier(study.study_instance_uid, finding_name),
+            }
+        ],
         "status": status,
         "category": [concept(codes.Code(codes.OBSERVATION_CATEGORY, "imaging", "Imaging"))],
         "code": concept(coded.code, text=coded.text),
@@ -242,14 +249,18 @@ def diagnostic_report(study: StudyFacts, draft: Draft, site: Site, refs: Referen
 
 def provenance(study: StudyFacts, draft: Draft, refs: References, tag: str) -> Json:
     """Who wrote the report, from what, when."""
-    return _checked({
-        "resourceType": "Provenance",
-        "meta": {"tag": [{"system": codes.PROVENANCE_TAG, "code": tag}]},
-        "target": [{"reference": refs.report}],
-        "recorded": _instant(draft.written_at),
-        "agent": [{
-            "type": concept(codes.Code(codes.PROVENANCE_ROLE, "author", "Author")),
-            "who": {"reference": refs.device},
-        }],
-        "entity": [{"role": "source", "what": imaging_study(study.study_instance_uid)}],
-    })
+    return _checked(
+        {
+            "resourceType": "Provenance",
+            "meta": {"tag": [{"system": codes.PROVENANCE_TAG, "code": tag}]},
+            "target": [{"reference": refs.report}],
+            "recorded": _instant(draft.written_at),
+            "agent": [
+                {
+                    "type": concept(codes.Code(codes.PROVENANCE_ROLE, "author", "Author")),
+                    "who": {"reference": refs.device},
+                }
+            ],
+            "entity": [{"role": "source", "what": imaging_study(study.study_instance_uid)}],
+        }
+    )

@@ -30,8 +30,18 @@ _STATUSES = {
     "Device": {"active"},
 }
 _REQUIRED = {
-    "DiagnosticReport": ("identifier", "status", "category", "code", "subject", "issued", "performer", "imagingStudy",
-                         "presentedForm", "text"),
+    "DiagnosticReport": (
+        "identifier",
+        "status",
+        "category",
+        "code",
+        "subject",
+        "issued",
+        "performer",
+        "imagingStudy",
+        "presentedForm",
+        "text",
+    ),
     "Observation": ("identifier", "status", "category", "code", "derivedFrom"),
     "Device": ("identifier", "deviceName", "version"),
     "Provenance": ("target", "recorded", "agent", "entity"),

@@ -42,8 +42,9 @@ def kept_study_data(data: Mapping[str, Any]) -> Json:
     """The part of `imaging.study.completed` that the writer keeps: no object references, no more of the patient."""
     return {
         "study_instance_uid": data["study_instance_uid"],
-        "patient": {k: data["patient"][k] for k in
-                    ("patient_id", "issuer_of_patient_id", "patient_birth_date", "patient_sex")},
+        "patient": {
+            k: data["patient"][k] for k in ("patient_id", "issuer_of_patient_id", "patient_birth_date", "patient_sex")
+        },
         "order": {k: data["order"][k] for k in ("accession_number", "procedure_code")},
         "study_description": data["study_description"],
         "study_started_at": data["study_started_at"],
@@ -55,8 +56,11 @@ def study_facts(kept: Mapping[str, Any]) -> StudyFacts:
     """Read back what `kept_study_data` kept."""
     patient, order, instances = kept["patient"], kept["order"], kept["instances"]
     procedure = order["procedure_code"]
-    words = [kept["study_description"], *(i["series_description"] for i in instances),
-             *(i["protocol_name"] for i in instances)]
+    words = [
+        kept["study_description"],
+        *(i["series_description"] for i in instances),
+        *(i["protocol_name"] for i in instances),
+    ]
     acquired = sorted(i["acquired_at"] for i in instances if i["acquired_at"])
     return StudyFacts(
         study_instance_uid=kept["study_instance_uid"],
@@ -106,9 +110,15 @@ class Draft:
 def clean(text: str) -> str:
     """Without the control characters and lone surrogates that JSON, XML and FHIR strings refuse."""
     return "".join(
-        c for c in text
-        if c in "\n\t" or (ord(c) >= 32 and not 0x7F <= ord(c) <= 0x9F and not 0xD800 <= ord(c) <= 0xDFFF
-                           and ord(c) not in (0xFFFE, 0xFFFF))
+        c
+        for c in text
+        if c in "\n\t"
+        or (
+            ord(c) >= 32
+            and not 0x7F <= ord(c) <= 0x9F
+            and not 0xD800 <= ord(c) <= 0xDFFF
+            and ord(c) not in (0xFFFE, 0xFFFF)
+        )
     ).strip()
 
 
@@ -143,13 +153,15 @@ def join_findings(items: Sequence[Mapping[str, Any]]) -> tuple[FindingDraft, ...
         behind = [item for item in by_name[name] if _RANK[item["state"]] == strongest]
         sides = {item["laterality"] for item in behind} - {None}
         sentences = dict.fromkeys(clean(item["sentence"]) for item in behind)
-        joined.append(FindingDraft(
-            name=name,
-            state=behind[0]["state"],
-            side=None if not sides else sides.pop() if len(sides) == 1 else "both",
-            confidence=max(float(item["confidence"]) for item in behind),
-            sentence=" ".join(sentence for sentence in sentences if sentence),
-        ))
+        joined.append(
+            FindingDraft(
+                name=name,
+                state=behind[0]["state"],
+                side=None if not sides else sides.pop() if len(sides) == 1 else "both",
+                confidence=max(float(item["confidence"]) for item in behind),
+                sentence=" ".join(sentence for sentence in sentences if sentence),
+            )
+        )
     return tuple(joined)
 
 

@@ -71,7 +71,8 @@ def plan(
         for item in draft.structured
     }
     stale = {
-        value: found for value, found in existing.observations.items()
+        value: found
+        for value, found in existing.observations.items()
         if value not in wanted and found.get("status") != "entered-in-error"
     }
     if existing.report is not None and not stale and _same_content(report, wanted, existing):
@@ -94,9 +95,11 @@ def plan(
     else:
         entries.append(_update(base_url, existing.report, _merged(existing.report, report)))
     tag = resources.provenance_tag(uid, report)
-    entries.append(_create(
-        _urn("provenance", tag), resources.provenance(study, draft, refs, tag), f"_tag={codes.PROVENANCE_TAG}|{tag}"
-    ))
+    entries.append(
+        _create(
+            _urn("provenance", tag), resources.provenance(study, draft, refs, tag), f"_tag={codes.PROVENANCE_TAG}|{tag}"
+        )
+    )
     return Plan({"resourceType": "Bundle", "type": "transaction", "entry": entries}, report_entry)
 
 
@@ -107,7 +110,8 @@ def _urn(*parts: str) -> str:
 def _urn_of(observation: Json, study: StudyFacts, refs: References) -> str:
     value = observation["identifier"][0]["value"]
     return next(
-        reference for name, reference in refs.observations.items()
+        reference
+        for name, reference in refs.observations.items()
         if resources.observation_identifier(study.study_instance_uid, name) == value
     )
 
@@ -120,7 +124,9 @@ def _create(full_url: str, resource: Json, condition: str | None = None) -> Json
         "fullUrl": full_url,
         "resource": resource,
         "request": {
-            "method": "POST", "url": resource["resourceType"], "ifNoneExist": quote(condition, safe="=&:/._-"),
+            "method": "POST",
+            "url": resource["resourceType"],
+            "ifNoneExist": quote(condition, safe="=&:/._-"),
         },
     }
 
@@ -139,10 +145,24 @@ def _without_server_meta(resource: Json) -> Json:
     return {**resource, "meta": kept}
 
 
-_REPORT_ELEMENTS = frozenset({
-    "text", "language", "status", "category", "code", "subject", "effectiveDateTime", "issued", "performer", "result",
-    "imagingStudy", "conclusion", "conclusionCode", "presentedForm",
-})
+_REPORT_ELEMENTS = frozenset(
+    {
+        "text",
+        "language",
+        "status",
+        "category",
+        "code",
+        "subject",
+        "effectiveDateTime",
+        "issued",
+        "performer",
+        "result",
+        "imagingStudy",
+        "conclusion",
+        "conclusionCode",
+        "presentedForm",
+    }
+)
 
 
 def _merged(current: Json, built: Json) -> Json:

@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 SOURCE = "/fhir_writer"
 ATTEMPTS = Counter("echo_fhir_attempts_total", "Attempts to deliver, by how they ended", ["outcome"])
 LATENCY = Histogram(
-    "echo_fhir_delivery_seconds", "From the draft being written to its being in the EHR",
+    "echo_fhir_delivery_seconds",
+    "From the draft being written to its being in the EHR",
     buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200),
 )
 EHR_UP = Gauge("echo_fhir_ehr_up", "1 when the last attempt reached the EHR, 0 when it did not")
@@ -76,17 +77,28 @@ class DeliverReport:
             self._deliveries.settle(job, change, event, self._clock.now())
         outcome = change.delivered.result if change.delivered else change.reason_code or change.state
         ATTEMPTS.labels(outcome=outcome).inc()
-        log.info("delivery attempt", extra={
-            "study": study_ref(job.study_instance_uid), "version": job.study_version, "job_id": job.job_id,
-            "outcome": outcome, "state": change.state, "attempt": change.attempts, "http_status": change.http_status,
-        })
+        log.info(
+            "delivery attempt",
+            extra={
+                "study": study_ref(job.study_instance_uid),
+                "version": job.study_version,
+                "job_id": job.job_id,
+                "outcome": outcome,
+                "state": change.state,
+                "attempt": change.attempts,
+                "http_status": change.http_status,
+            },
+        )
 
     def _try(self, job: Job) -> tuple[Change, Event | None]:
         now = self._clock.now()
         if job.study is None:
             pause = min(30.0, self._policy.study_poll_s * (1 + job.attempts))
             return Change(
-                "pending", now + timedelta(seconds=pause), job.attempts + 1, WAITING_FOR_STUDY,
+                "pending",
+                now + timedelta(seconds=pause),
+                job.attempts + 1,
+                WAITING_FOR_STUDY,
                 "The study's own event has not come yet.",
             ), None
         if self._park_out_of_domain and not job.released and "out_of_domain" in job.report["flags"]:
@@ -96,14 +108,18 @@ class DeliverReport:
         LATENCY.observe(max(0.0, (now - job.written_at).total_seconds()))
         return (
             Change("delivered", None, job.attempts + 1, delivered=delivered),
-            self._event(REPORT_DELIVERED, job, {
-                "job_id": job.job_id,
-                "fhir_server": self._fhir_server,
-                "resource_type": "DiagnosticReport",
-                "resource_id": delivered.resource_id,
-                "resource_version": delivered.resource_version,
-                "result": delivered.result,
-            }),
+            self._event(
+                REPORT_DELIVERED,
+                job,
+                {
+                    "job_id": job.job_id,
+                    "fhir_server": self._fhir_server,
+                    "resource_type": "DiagnosticReport",
+                    "resource_id": delivered.resource_id,
+                    "resource_version": delivered.resource_version,
+                    "result": delivered.result,
+                },
+            ),
         )
 
     def _ask_breaker(self) -> None:
@@ -141,7 +157,10 @@ class DeliverReport:
                 pause = self._policy.pause(job.attempts + 1, self._chance.random(), error.retry_after_s)
             held_back = isinstance(error, _HeldBack)
             change = replace(
-                change, state="pending", next_attempt_at=now + timedelta(seconds=pause), outage_told=True,
+                change,
+                state="pending",
+                next_attempt_at=now + timedelta(seconds=pause),
+                outage_told=True,
                 attempts=job.attempts if held_back else job.attempts + 1,
                 patient_wait_since=job.patient_wait_since,
             )
@@ -161,14 +180,18 @@ class DeliverReport:
 
     def _rejection(self, job: Job, change: Change, *, person_must_act: bool) -> Event:
         outcome = change.operation_outcome
-        return self._event(REPORT_REJECTED, job, {
-            "job_id": job.job_id,
-            "reason": {"code": change.reason_code, "text": (change.reason_text or "")[:1024]},
-            "http_status": change.http_status,
-            "operation_outcome": outcome[:4000] if outcome else None,
-            "person_must_act": person_must_act,
-            "next_attempt_at": iso(change.next_attempt_at) if change.next_attempt_at else None,
-        })
+        return self._event(
+            REPORT_REJECTED,
+            job,
+            {
+                "job_id": job.job_id,
+                "reason": {"code": change.reason_code, "text": (change.reason_text or "")[:1024]},
+                "http_status": change.http_status,
+                "operation_outcome": outcome[:4000] if outcome else None,
+                "person_must_act": person_must_act,
+                "next_attempt_at": iso(change.next_attempt_at) if change.next_attempt_at else None,
+            },
+        )
 
     def _event(self, type_: str, job: Job, data: dict[str, object]) -> Event:
         return study_event(type_, SOURCE, job.study_instance_uid, job.study_version, self._clock.now(), data)

@@ -41,7 +41,10 @@ class Intake:
         taken = self._deliveries.schedule(connection, event, self._clock.now())
         log.info(
             "delivery scheduled" if taken else "draft of an older version left aside",
-            extra={"study": study_ref(event.subject), "version": event.data["study_version"],
-                   "job_id": event.data["job_id"]},
+            extra={
+                "study": study_ref(event.subject),
+                "version": event.data["study_version"],
+                "job_id": event.data["job_id"],
+            },
         )
         self._wakeup.set()
