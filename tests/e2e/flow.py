@@ -140,8 +140,9 @@ class ClusterFlow:
             # Short, so that a killed worker's tasks come back within the test.
             "ECHO_REQUEST_DEADLINE_S": "20",
             "ECHO_WATCHDOG_S": "25",
-            "ECHO_TERMINATION_GRACE_S": "33",
-            "ECHO_VISIBILITY_TIMEOUT_S": "35",
+            "ECHO_TERMINATION_GRACE_S": "36",
+            "ECHO_VISIBILITY_TIMEOUT_S": "40",
+            "ECHO_RUN_DEADLINE_S": "60",
         }
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         for name in self.SERVICES:

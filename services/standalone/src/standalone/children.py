@@ -40,8 +40,8 @@ class ChildSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     before_start: Callable[[], None] | None = None
     """Run before every start: what a dead predecessor left is put right here."""
-    ready_timeout_s: float = 90.0
-    stop_timeout_s: float = 30.0
+    ready_timeout_s: float = 180.0
+    stop_timeout_s: float = 60.0
 
 
 def _die_with_parent() -> None:
