@@ -13,6 +13,8 @@ from unit.echo_model.tiny_checkpoint import IM_END, tiny_tokenizer
         ("There is a righturaluralusion.", ("repeated_subword",)),
         ("There is a right right effusion.", ("repeated_word",)),
         ("No No pneumothorax.", ("repeated_word",)),
+        ("The mediastinum is midline..", ("repeated_punctuation",)),
+        ("双肺清晰，，心影不大。", ("repeated_punctuation",)),
         ("The heart is the heart is large.", ("loop",)),
         ("No focal mass, no focal mass, is seen.", ("loop",)),
         ("Seen in the left lung and in the left base or in the left apex.", ("loop",)),

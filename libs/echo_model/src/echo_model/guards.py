@@ -17,16 +17,18 @@ from echo_model.prompt import Span
 
 REPEATED_SUBWORD = "repeated_subword"
 REPEATED_WORD = "repeated_word"
+REPEATED_PUNCTUATION = "repeated_punctuation"
 LOOP = "loop"
 LOW_CONFIDENCE = "low_confidence"
 OUT_OF_DOMAIN = "out_of_domain"
 TRUNCATED = "truncated"
-GARBLED = frozenset({REPEATED_SUBWORD, REPEATED_WORD, LOOP})
+GARBLED = frozenset({REPEATED_SUBWORD, REPEATED_WORD, REPEATED_PUNCTUATION, LOOP})
 """Flags that mean a sentence is no proper language."""
 
 _WORD = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*")
 # Three letters or more twice in a row inside a word; for Chinese, three characters or more twice in a row.
 _DOUBLED = re.compile(r"([^\W\d_]{3,})\1", re.IGNORECASE)
+_DOUBLED_MARK = re.compile(r"([.,:;。，：；])\s*\1")
 _TRUE_WORDS = frozenset({"murmur", "murmurs", "tartar", "beriberi"})
 _TRUE_PAIRS = frozenset({"that", "had"})
 _LONGEST_PHRASE = 6
@@ -34,13 +36,15 @@ _LOOP_GRAM, _LOOP_TIMES = 3, 3
 
 
 def garble_flags(sentence: str) -> tuple[str, ...]:
-    """Flags of one sentence, out of `repeated_subword`, `repeated_word` and `loop`."""
+    """Flags of one sentence, out of `repeated_subword`, `repeated_word`, `repeated_punctuation` and `loop`."""
     flags = []
     words = [word.lower() for word in _WORD.findall(sentence)]
     if any(_DOUBLED.search(word) and word not in _TRUE_WORDS for word in words):
         flags.append(REPEATED_SUBWORD)
     if any(first == second and first not in _TRUE_PAIRS for first, second in itertools.pairwise(words)):
         flags.append(REPEATED_WORD)
+    if _DOUBLED_MARK.search(sentence):
+        flags.append(REPEATED_PUNCTUATION)
     if _loops(words):
         flags.append(LOOP)
     return tuple(flags)

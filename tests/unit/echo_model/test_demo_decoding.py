@@ -1,0 +1,81 @@
+"""The bundled demo model through the engine: both forms of decoding, drawn findings, pictures that are no phantoms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from echo_model import GenerationSettings, ReportEngine
+from echo_model.data.labels import FINDINGS, Finding
+from echo_model.data.phantoms import generate_phantom
+from echo_model.guards import GARBLED
+
+SEED = 77_001  # a series that no training, threshold or model card uses
+NOTHING = {name: Finding(False) for name in FINDINGS}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[ReportEngine]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield ReportEngine.from_pretrained("demo")
+    torch.set_num_threads(before)
+
+
+def test_what_is_drawn_is_reported_with_its_side(engine: ReportEngine) -> None:
+    drawn = [
+        ("pleural_effusion", Finding(True, "left", size="large")),
+        ("pleural_effusion", Finding(True, "right", size="large")),
+        ("pneumothorax", Finding(True, "left")),
+        ("pacemaker", Finding(True, "right")),
+        ("endotracheal_tube", Finding(True)),
+    ]
+    right = 0
+    for index, (name, finding) in enumerate(drawn):
+        image = generate_phantom(SEED, index, NOTHING | {name: finding}).image
+        mention = engine.generate(image).structured_findings.get(name)
+        right += mention is not None and mention.state == "present" and mention.side == finding.side
+    assert right >= 4
+
+
+def test_fused_and_separate_passes_write_the_same_text(engine: ReportEngine) -> None:
+    for index in range(3):
+        image = generate_phantom(SEED, index).image
+        for steps in (None, 1):
+            fused = engine.generate(image, GenerationSettings(denoising_steps=steps))
+            apart = engine.generate(image, GenerationSettings(denoising_steps=steps, fused=False))
+            assert fused.token_ids == apart.token_ids
+            assert apart.stats.forward_passes == fused.stats.forward_passes + fused.stats.blocks - 1
+
+
+def test_the_guards_leave_its_usual_reports_alone_and_see_forced_one_step_text(engine: ReportEngine) -> None:
+    usual, forced = (
+        [
+            not GARBLED.isdisjoint(sentence.flags)
+            for index in range(4)
+            for sentence in engine.generate(generate_phantom(SEED, index).image, settings).sentences
+        ]
+        for settings in (GenerationSettings(), GenerationSettings(denoising_steps=1))
+    )
+    assert sum(usual) <= 0.05 * len(usual)
+    assert sum(forced) >= 0.1 * len(forced), "this model was not distilled to one step, so its text breaks"
+
+
+def test_pictures_that_are_no_phantoms_are_flagged(engine: ReportEngine) -> None:
+    film = generate_phantom(SEED, 0).image
+    slope = np.add.outer(np.linspace(20, 120, 400), np.linspace(0, 100, 300))
+    strange = {
+        "noise": np.random.default_rng(0).integers(0, 256, (224, 224), dtype=np.uint8),
+        "smooth slope": slope.astype(np.uint8),
+        "negative": 255 - film,
+        "overexposed": np.clip(film.astype(int) + 90, 0, 255).astype(np.uint8),
+        "wide, so with bars": film[60:160],
+    }
+    short = GenerationSettings(gen_length=8)
+    for name, image in strange.items():
+        assert "out_of_domain" in engine.generate(image, short).flags, name
+    inside = [engine.generate(generate_phantom(SEED, index).image, short).flags for index in range(20, 35)]
+    assert sum("out_of_domain" in flags for flags in inside) <= 1
