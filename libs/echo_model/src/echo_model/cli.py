@@ -72,6 +72,28 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     _add_decoding(evaluate)
     evaluate.set_defaults(run=_evaluate)
+
+    train = commands.add_parser("train", help="train one stage on phantoms, from checkpoint to checkpoint")
+    train.add_argument("stage", choices=("ar", "rad", "dcd"), help="left to right, block diffusion, one-step")
+    train.add_argument("--config", type=Path, required=True, metavar="FILE", help="TOML; see the README for its keys")
+    train.add_argument("--resume", action="store_true", help="go on where a run that was cut off stopped")
+    train.set_defaults(run=_train)
+
+    bench = commands.add_parser("bench", help="time the ways to decode, side by side")
+    bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    bench.add_argument("--shape", choices=("demo", "tiny", "3b", "7b"), default="demo", help="demo has real weights")
+    bench.add_argument("--dtype", default=None, help="float32 (default on a CPU), bfloat16")
+    bench.add_argument("--tokens", type=_positive, default=None, help="how many every variant decodes")
+    bench.add_argument("--repeats", type=_positive, default=5, help="rounds measured (default 5)")
+    bench.add_argument("--threads", type=_positive, default=None, help="CPU threads (default: torch's own choice)")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    bench.set_defaults(run=_bench)
+
+    convert = commands.add_parser("convert", help="write a checkpoint again in today's layout")
+    convert.add_argument("source", type=Path, metavar="SRC")
+    convert.add_argument("target", type=Path, metavar="DST", help="a folder that does not exist yet")
+    convert.add_argument("--dtype", default=None, help="float32, bfloat16 or float16 (default: as stored)")
+    convert.set_defaults(run=_convert)
     return parser
 
 
@@ -99,6 +121,12 @@ def _seed(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError("must not be negative")
     return number
+
+
+def _refuse_unwritable(file: Path | None) -> None:
+    """A folder that is missing is told before the work, not after."""
+    if file is not None and not file.absolute().parent.is_dir():
+        raise EchoModelError(f"{file}: its folder does not exist")
 
 
 def _settings(args: argparse.Namespace) -> GenerationSettings:
@@ -183,8 +211,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from echo_model.evaluation.phantoms import HELD_OUT_SEED
     from echo_model.guards import GARBLED, OUT_OF_DOMAIN
 
-    if args.json is not None and not args.json.absolute().parent.is_dir():
-        raise EchoModelError(f"{args.json}: its folder does not exist")  # told before the work, not after
+    _refuse_unwritable(args.json)
     engine, settings = _engine(args), _settings(args)
     reports: list[Report] = []
 
@@ -217,4 +244,44 @@ def _evaluate(args: argparse.Namespace) -> int:
         print(f"  {name:<18} F1 {scores['f1']:.3f}  ({scores['tp'] + scores['fn']} present)")
     for name, scores in result["controls"].items():
         print(f"control {name}: macro F1 {scores['macro_f1']:.3f}")
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    from echo_model.training.config import read_config
+
+    config = read_config(args.config, args.stage)
+    from echo_model.training.commands import train
+
+    train(args.stage, config, resume=args.resume, say=lambda line: print(line, flush=True))
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    _refuse_unwritable(args.json)
+    import torch
+
+    from echo_model.bench import bench, table
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    result = bench(
+        args.shape,
+        args.device,
+        dtype=args.dtype,
+        tokens=args.tokens,
+        repeats=args.repeats,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if args.json is not None:
+        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(table(result))
+    return 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from echo_model.convert import convert
+
+    loaded = convert(args.source, args.target, args.dtype)
+    print(f"{loaded.model_id} {loaded.revision} written to {args.target}")
     return 0
