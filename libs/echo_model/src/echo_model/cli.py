@@ -283,5 +283,5 @@ def _convert(args: argparse.Namespace) -> int:
     from echo_model.convert import convert
 
     loaded = convert(args.source, args.target, args.dtype)
-    print(f"{loaded.model_id} {loaded.revision} written to {args.target}")
+    print(f"{loaded.model_id} written to {args.target}")
     return 0
