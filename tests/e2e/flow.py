@@ -46,7 +46,7 @@ def wait_until(what: str, ask: Callable[[], T], timeout_s: float = 120.0, every_
         try:
             answer = ask()
             if answer:
-                return answer  # type: ignore[return-value]
+                return answer
         except (httpx.HTTPError, OSError) as error:
             answer = type(error).__name__
         time.sleep(every_s)

@@ -59,7 +59,7 @@ def _usable(port: int) -> int:
     raise DemoFailed("no free port")
 
 
-def _make_phantom(folder: Path) -> Path:
+def make_phantom(folder: Path) -> Path:
     """A phantom with several findings, as a DICOM file, by the model library's own command."""
     command = [
         str(Path(sys.executable).with_name("echo-model")),
@@ -133,6 +133,8 @@ def _follow(console: Console, client: httpx.Client, title: str, uid: str) -> dic
 
 
 def _show(console: Console, client: httpx.Client, title: str, study: dict[str, Any]) -> None:
+    if not console.is_terminal:
+        console.print()  # the progress display ends its line only on a terminal
     if study["state"] != "delivered":
         reason = study.get("reason") or {}
         raise DemoFailed(f"{title}: {study['state']} ({reason.get('code')}: {reason.get('text')})")
@@ -150,13 +152,11 @@ def _show(console: Console, client: httpx.Client, title: str, study: dict[str, A
     console.print(Panel(body, title=title, title_align="left"))
     path = "/fhir/" + fhir["url"].split("/fhir/", 1)[1]
     resource = client.get(path, headers={"accept": "application/fhir+json"}).raise_for_status().json()
-    short = {
-        key: resource.get(key)
-        for key in ("resourceType", "id", "status", "identifier", "subject", "effectiveDateTime", "conclusion")
-    }
+    elements = ("resourceType", "id", "status", "identifier", "subject", "effectiveDateTime", "conclusion")
+    short = {name: resource[name] for name in elements if name in resource}
     short["meta"] = {"versionId": resource["meta"]["versionId"], "security": resource["meta"].get("security")}
     short["result"] = f"{len(resource.get('result', []))} Observations"
-    console.print(f"DiagnosticReport  {fhir['url']}")
+    console.print(f"DiagnosticReport  {fhir['url']}", soft_wrap=True)
     console.print_json(json.dumps(short))
     for line in study["timeline"]:
         console.print(f"  {line['at'][11:23]}  {line['hop']:<18} {line['event']}", style="dim", highlight=False)
@@ -211,17 +211,19 @@ def demo(options: DemoOptions) -> int:
             )  # fmt: skip
         _wait_ready(process, base, log)
         console.print(
-            f"Ready after {time.monotonic() - started:.1f} s.  Console [bold]{base}/[/]   FHIR [bold]{base}/fhir[/]   "
-            f"DICOM ECHO@127.0.0.1:{dicom_port}\n"
+            f"Ready after {time.monotonic() - started:.1f} s\n"
+            f"  Console [bold]{base}/[/]\n  FHIR    [bold]{base}/fhir[/]\n  DICOM   ECHO@127.0.0.1:{dicom_port}\n",
+            highlight=False,
+            soft_wrap=True,
         )
         with httpx.Client(base_url=base, timeout=30.0) as client, tempfile.TemporaryDirectory() as scratch:
             for title, path in (
                 ("A real radiograph (NIH Clinical Center, ChestX-ray14)", REAL_RADIOGRAPH),
-                ("A phantom with findings (synthetic)", _make_phantom(Path(scratch))),
+                ("A phantom with findings (synthetic)", make_phantom(Path(scratch))),
             ):
                 uid = _send(path, dicom_port)
                 _show(console, client, title, _follow(console, client, title, uid))
-                console.print(f"  Console: {base}/studies/{uid}\n", highlight=False)
+                console.print(f"  Console: {base}/studies/{uid}\n", highlight=False, soft_wrap=True)
         console.print(
             "The demo model has only ever seen synthetic phantoms. Nothing here is a diagnosis.", style="bold"
         )
