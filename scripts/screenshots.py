@@ -37,7 +37,7 @@ def main() -> None:
                 browser = playwright.chromium.launch(executable_path=env.chromium(), args=QUIET_BROWSER)
                 for width, height in ((1280, 900), (390, 844)):
                     page = browser.new_page(viewport={"width": width, "height": height})
-                    for name, path in (
+                    for name, address in (
                         ("studies", ""),
                         ("study", f"studies/{uids[1]}"),
                         ("real", f"studies/{uids[0]}"),
