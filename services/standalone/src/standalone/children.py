@@ -91,7 +91,7 @@ class Child:
                 raise ChildFailed(
                     f"{self.spec.name} was not ready after {self.spec.ready_timeout_s:.0f} s; see {self._log_file}"
                 )
-            clock.wait(stop, 0.05)
+            clock.wait(stop, 0.2)
 
     def last_words(self) -> str:
         """The last line of its log that is not JSON (a message for a person), else where the log is."""

@@ -164,15 +164,17 @@ def _show(console: Console, client: httpx.Client, title: str, study: dict[str, A
 
 def _wait_ready(process: subprocess.Popen[bytes], base: str, log: Path) -> None:
     deadline = time.monotonic() + _TIMEOUT_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise DemoFailed(f"the services ended with status {process.returncode}; see {log}")
-        try:
-            if httpx.get(f"{base}/readyz", timeout=5.0).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass  # not listening yet
-        time.sleep(0.2)
+    with httpx.Client(base_url=base, timeout=5.0) as client:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise DemoFailed(f"the services ended with status {process.returncode}; see {log}")
+            try:
+                # The gateway listens long before the services do: ask rarely, each answer asks all of them.
+                if client.get("/readyz").status_code == 200:
+                    return
+            except httpx.HTTPError:
+                pass  # not listening yet
+            time.sleep(0.5)
     raise DemoFailed(f"the services were not ready after {_TIMEOUT_S:.0f} s; see {log}")
 
 

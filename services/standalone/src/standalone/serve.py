@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
 import signal
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-import httpx
 import redis
 import yaml
 from kombu.exceptions import OperationalError
@@ -56,11 +56,16 @@ def _free_port() -> int:
         return port
 
 
-def _http_ready(url: str) -> bool:
+def _http_ready(port: int, path: str) -> bool:
+    """Asked several times a second while everything starts: a bare request, a client library costs more than that."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
-        return httpx.get(url, timeout=2.0).status_code == 200
-    except httpx.HTTPError:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
         return False
+    finally:
+        connection.close()
 
 
 def _ehr_child(data: DataDir, port: int, public_url: str) -> ChildSpec:
@@ -81,7 +86,7 @@ def _ehr_child(data: DataDir, port: int, public_url: str) -> ChildSpec:
     return ChildSpec(
         name="ehr",
         argv=[str(Path(sys.executable).with_name("sekmet")), "serve", "-c", str(settings)],
-        ready=lambda: _http_ready(f"http://127.0.0.1:{port}/fhir/metadata"),
+        ready=lambda: _http_ready(port, "/fhir/metadata"),
     )
 
 
@@ -115,11 +120,10 @@ def plan(options: ServeOptions, data: DataDir) -> tuple[list[list[ChildSpec]], M
     public_fhir = f"{_base_url(options)}/fhir"
 
     def service(name: str, **settings: str) -> ChildSpec:
-        url = urls[name]
         return ChildSpec(
             name=name,
             argv=[sys.executable, "-m", "standalone.registration" if name == "registration" else name],
-            ready=lambda: _http_ready(f"{url}/readyz"),
+            ready=lambda: _http_ready(ports[name], "/readyz"),
             env={
                 "ECHO_LOG_LEVEL": options.log_level,
                 "ECHO_HTTP_HOST": "127.0.0.1",
