@@ -65,9 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     phantoms.add_argument("--dicom", action="store_true", help="a DICOM file beside each PNG")
     phantoms.set_defaults(run=_phantoms)
 
-    evaluate = commands.add_parser("evaluate", help="measure a model on held-out phantoms")
+    evaluate = commands.add_parser("evaluate", help="measure a model on held-out phantoms or a labelled folder")
     _add_model(evaluate)
-    evaluate.add_argument("--phantoms", type=_positive, required=True, metavar="N")
+    material = evaluate.add_mutually_exclusive_group(required=True)
+    material.add_argument("--phantoms", type=_positive, metavar="N")
+    material.add_argument("--corpus", type=Path, metavar="DIR", help="images and labels.jsonl, as phantoms writes them")
     evaluate.add_argument("--seed", type=_seed, default=None, help="series of phantoms (default: one held out)")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     _add_decoding(evaluate)
@@ -207,11 +209,16 @@ def _phantoms(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from echo_model.evaluation import evaluate_phantoms
+    from echo_model.evaluation import evaluate_corpus, evaluate_phantoms
+    from echo_model.evaluation.corpus import read_corpus
+    from echo_model.evaluation.generation import generation_figures
     from echo_model.evaluation.phantoms import HELD_OUT_SEED
-    from echo_model.guards import GARBLED, OUT_OF_DOMAIN
 
     _refuse_unwritable(args.json)
+    if args.corpus is not None and args.seed is not None:
+        raise EchoModelError("--seed goes with --phantoms, not with --corpus")
+    entries = None if args.corpus is None else read_corpus(args.corpus)  # a broken folder is told at once
+    count = args.phantoms if entries is None else len(entries)
     engine, settings = _engine(args), _settings(args)
     reports: list[Report] = []
 
@@ -221,24 +228,23 @@ def _evaluate(args: argparse.Namespace) -> int:
         return [report.text for report in made]
 
     def progress(done: int) -> None:
-        print(f"\r{done}/{args.phantoms}", end="" if done < args.phantoms else "\n", file=sys.stderr, flush=True)
+        print(f"\r{done}/{count}", end="" if done < count else "\n", file=sys.stderr, flush=True)
 
-    seed = HELD_OUT_SEED if args.seed is None else args.seed
-    result = evaluate_phantoms(generate, args.phantoms, seed, progress=progress)
-    own = reports[: args.phantoms]  # what follows are the controls
-    sentences = [sentence for report in own for sentence in report.sentences]
-    tokens = sum(report.stats.tokens for report in own)
+    if entries is None:
+        seed = HELD_OUT_SEED if args.seed is None else args.seed
+        result = evaluate_phantoms(generate, count, seed, progress=progress)
+    else:
+        result = evaluate_corpus(generate, entries, progress=progress)
+    own = reports[:count]  # what follows are the controls
+    figures = generation_figures(own)
     result |= {
         "model": {"id": own[0].model_id, "revision": own[0].revision},
         "settings": asdict(settings.rules(engine.loaded.generation_config)),
-        "garbled_rate": sum(not GARBLED.isdisjoint(sentence.flags) for sentence in sentences) / max(1, len(sentences)),
-        "out_of_domain_rate": sum(OUT_OF_DOMAIN in report.flags for report in own) / len(own),
-        "tokens_per_forward": tokens / sum(report.stats.forward_passes for report in own),
-        "tokens_per_second": tokens / sum(report.stats.decode_seconds for report in own),
+        **figures,
     }
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    for name in ("macro_f1", "micro_f1", "laterality_accuracy", "exact", *list(result)[-4:]):
+    for name in ("macro_f1", "micro_f1", "laterality_accuracy", "exact", "rouge_l", "cider", *figures):
         print(f"{name:<20} {result[name]:.3f}")
     for name, scores in result["per_finding"].items():
         print(f"  {name:<18} F1 {scores['f1']:.3f}  ({scores['tp'] + scores['fn']} present)")

@@ -1,5 +1,6 @@
 """Evaluation of generated reports."""
 
-from echo_model.evaluation.phantoms import evaluate_phantoms, score_reports
+from echo_model.evaluation.phantoms import evaluate_corpus, evaluate_phantoms, score_reports
+from echo_model.evaluation.text_metrics import cider, rouge_l
 
-__all__ = ["evaluate_phantoms", "score_reports"]
+__all__ = ["cider", "evaluate_corpus", "evaluate_phantoms", "rouge_l", "score_reports"]

@@ -1,27 +1,31 @@
-"""Does a report say what the phantom shows? Finding-level scores on held-out phantoms, with two controls.
+"""Does a report say what the image shows? Finding-level scores on phantoms or a labelled folder, with two controls.
 
 A text is turned into findings by ``echo_model.data.findings``; only ``present`` counts as said. Controls: the same
-model on a blank image, and every report scored against the next phantom's truth. Both must score far lower, else the
+model on a blank image, and every report scored against the next image's truth. Both must score far lower, else the
 text does not come from the image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from echo_model.data.findings import extract_findings
 from echo_model.data.labels import FINDINGS, SIDED, Finding
 from echo_model.data.phantoms import NATIVE_SIZE, generate_phantom
+from echo_model.evaluation.corpus import CorpusEntry
+from echo_model.evaluation.text_metrics import text_scores
+from echo_model.images import Picture, read_image
 
 HELD_OUT_SEED: Final = 20_260
 """Series of the phantoms that no training has seen."""
 
-Image = npt.NDArray[np.uint8]
-Generate = Callable[[list[Image]], list[str]]
+Generate = Callable[[list[Picture]], list[str]]
+Study = tuple[Picture, dict[str, Finding], str]
+"""Image, true findings, reference report."""
 
 
 def _ratio(part: float, whole: float) -> float:
@@ -29,7 +33,7 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def score_reports(truths: Sequence[dict[str, Finding]], texts: Sequence[str]) -> dict[str, Any]:
-    """Scores of ``texts`` against the true findings of the same phantoms.
+    """Scores of ``texts`` against the true findings of the same images.
 
     ``macro_f1``: mean over findings of the F1 of "present" (0 for one that is neither there nor said);
     ``micro_f1``: over all of them together; ``laterality_accuracy``: share of right sides among the sided findings that
@@ -37,7 +41,7 @@ def score_reports(truths: Sequence[dict[str, Finding]], texts: Sequence[str]) ->
     Raises ValueError when the numbers differ or nothing is given.
     """
     if not truths or len(truths) != len(texts):
-        raise ValueError(f"{len(truths)} phantoms and {len(texts)} texts cannot be compared")
+        raise ValueError(f"{len(truths)} images and {len(texts)} texts cannot be compared")
     said = [{name: m for name, m in extract_findings(text).items() if m.state == "present"} for text in texts]
     counts = {name: {"tp": 0, "fp": 0, "fn": 0} for name in FINDINGS}
     sides_right = sides = exact = 0
@@ -85,24 +89,52 @@ def evaluate_phantoms(
 ) -> dict[str, Any]:
     """Generate reports for ``count`` phantoms of the series ``seed`` and score them, with both controls.
 
-    ``generate`` turns uint8 images (H, W) into report texts, in order. The blank control asks for one report of a
-    black image: decoding is deterministic, so it stands for all. ``progress`` gets the number of finished reports.
+    ``generate`` turns images, here uint8 (H, W), into report texts, in order. The blank control asks for one report of
+    a black image: decoding is deterministic, so it stands for all. ``progress`` gets the number of finished reports.
+    Beside the scores of `score_reports`: ``rouge_l`` and ``cider`` (see `text_metrics`) against the phantoms' reports.
     """
+    phantoms = (generate_phantom(seed, index) for index in range(count))
+    studies = ((phantom.image, phantom.findings, phantom.report) for phantom in phantoms)
+    return {"count": count, "seed": seed, **_evaluate(generate, studies, batch, progress)}
+
+
+def evaluate_corpus(
+    generate: Generate,
+    entries: Sequence[CorpusEntry],
+    *,
+    batch: int = 8,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """The same for the images of a labelled folder (see `read_corpus`); there is no ``seed``.
+
+    Raises ImageError when an image has gone meanwhile, ValueError when there is no entry.
+    """
+    studies = ((read_image(entry.image), entry.findings, entry.report) for entry in entries)
+    return {"count": len(entries), **_evaluate(generate, studies, batch, progress)}
+
+
+def _evaluate(
+    generate: Generate, studies: Iterator[Study], batch: int, progress: Callable[[int], None] | None
+) -> dict[str, Any]:
+    """Scores, text metrics and controls. Images are drawn or read a batch at a time."""
     truths: list[dict[str, Finding]] = []
+    references: list[str] = []
     texts: list[str] = []
-    for start in range(0, count, batch):
-        phantoms = [generate_phantom(seed, index) for index in range(start, min(start + batch, count))]
-        truths.extend(phantom.findings for phantom in phantoms)
-        texts.extend(generate([phantom.image for phantom in phantoms]))
+    while some := list(islice(studies, batch)):
+        truths.extend(findings for _, findings, _ in some)
+        references.extend(report for _, _, report in some)
+        texts.extend(generate([image for image, _, _ in some]))
         if progress is not None:
             progress(len(texts))
     blank = generate([np.zeros((NATIVE_SIZE, NATIVE_SIZE), dtype=np.uint8)])[0]
     shifted = truths[1:] + truths[:1]
-    controls = {"blank_image": score_reports(truths, [blank] * count), "next_image": score_reports(shifted, texts)}
+    controls = {
+        "blank_image": score_reports(truths, [blank] * len(truths)),
+        "next_image": score_reports(shifted, texts),
+    }
     return {
-        "count": count,
-        "seed": seed,
         **score_reports(truths, texts),
+        **text_scores(texts, references),
         "controls": {
             name: {key: scores[key] for key in ("macro_f1", "micro_f1", "laterality_accuracy", "exact")}
             for name, scores in controls.items()

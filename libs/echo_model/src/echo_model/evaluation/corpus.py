@@ -1,0 +1,88 @@
+"""Reads a labelled folder, as ``echo-model phantoms`` writes it: ``<id>.png`` and a line of ``labels.jsonl`` each."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from echo_model.data.labels import FINDINGS, Finding, Side
+from echo_model.errors import EchoModelError, ImageError
+from echo_model.images import read_image
+
+LABELS = "labels.jsonl"
+
+
+class CorpusError(EchoModelError):
+    """The folder cannot be used. The text names the file, and the line of ``labels.jsonl`` if one is to blame."""
+
+
+@dataclass(frozen=True)
+class CorpusEntry:
+    """One labelled image; ``report`` is the reference text."""
+
+    image: Path
+    findings: dict[str, Finding]
+    report: str
+
+
+def read_corpus(folder: Path) -> list[CorpusEntry]:
+    """All entries of ``folder`` in the order of its ``labels.jsonl``; blank lines are passed over.
+
+    Every image is opened once, so that a broken one is told before hours of work. Raises CorpusError.
+    """
+    labels = folder / LABELS
+    try:
+        lines = labels.read_bytes().splitlines()
+    except OSError as error:
+        raise CorpusError(f"{labels}: {error.strerror or error}") from None
+    entries: list[CorpusEntry] = []
+    seen: dict[Path, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = _entry(folder, line)
+            if entry.image in seen:
+                raise CorpusError(f"the id of line {seen[entry.image]} again")
+            read_image(entry.image)
+        except (CorpusError, ImageError) as error:
+            raise CorpusError(f"{labels}, line {number}: {error}") from None
+        seen[entry.image] = number
+        entries.append(entry)
+    if not entries:
+        raise CorpusError(f"{labels}: no entry")
+    return entries
+
+
+def _entry(folder: Path, line: bytes) -> CorpusEntry:
+    try:
+        row: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise CorpusError(f"not JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise CorpusError("a JSON object is wanted")
+    for key, kind in (("id", str), ("findings", dict), ("report", str)):
+        if not isinstance(row.get(key), kind):
+            raise CorpusError(f'"{key}" is missing or of the wrong type')
+    name: str = row["id"]
+    if not name or name in {".", ".."} or any(sign in name for sign in "/\\\0"):
+        raise CorpusError(f'"id" {name!r} is no file name')
+    return CorpusEntry(folder / f"{name}.png", _findings(row["findings"]), row["report"])
+
+
+def _findings(raw: dict[str, Any]) -> dict[str, Finding]:
+    """All findings, no other: one that is not labelled would be counted as absent."""
+    if odd := sorted(raw.keys() ^ set(FINDINGS)):
+        what = "is missing" if odd[0] in FINDINGS else "is not known"
+        raise CorpusError(f"finding {odd[0]!r} {what}")
+    findings = {}
+    for name in FINDINGS:
+        value = raw[name]
+        if not isinstance(value, dict) or not isinstance(value.get("present"), bool):
+            raise CorpusError(f'finding {name!r}: "present" must be true or false')
+        if value.get("side") not in get_args(Side):
+            raise CorpusError(f'finding {name!r}: "side" must be one of {", ".join(get_args(Side))}')
+        findings[name] = Finding(value["present"], value["side"])
+    return findings
