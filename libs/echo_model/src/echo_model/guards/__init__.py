@@ -1,0 +1,49 @@
+"""Checks on generated text: garble, loops, unknown words, unseen word order, low confidence, contradictions.
+
+None of them changes a text; the engine decides what to decode again, and what is left becomes a flag.
+"""
+
+from __future__ import annotations
+
+from echo_model.guards.contradiction import contradictions
+from echo_model.guards.flags import (
+    CONTRADICTION,
+    GARBLED,
+    LOOP,
+    LOW_CONFIDENCE,
+    OUT_OF_DOMAIN,
+    REPEATED_PUNCTUATION,
+    REPEATED_SUBWORD,
+    REPEATED_WORD,
+    TRUNCATED,
+    UNKNOWN_WORD,
+    WORD_ORDER,
+)
+from echo_model.guards.garble import Defect, defects, flags_within, garble_flags, repeated_sentences
+from echo_model.guards.lexicon import LEXICON_FILE, Lexicon, load_lexicon
+from echo_model.guards.tokens import confidence_of, token_spans
+
+__all__ = [
+    "CONTRADICTION",
+    "GARBLED",
+    "LEXICON_FILE",
+    "LOOP",
+    "LOW_CONFIDENCE",
+    "OUT_OF_DOMAIN",
+    "REPEATED_PUNCTUATION",
+    "REPEATED_SUBWORD",
+    "REPEATED_WORD",
+    "TRUNCATED",
+    "UNKNOWN_WORD",
+    "WORD_ORDER",
+    "Defect",
+    "Lexicon",
+    "confidence_of",
+    "contradictions",
+    "defects",
+    "flags_within",
+    "garble_flags",
+    "load_lexicon",
+    "repeated_sentences",
+    "token_spans",
+]
