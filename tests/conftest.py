@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import random
-import socket
 import subprocess
 import uuid
 from collections.abc import Callable, Generator, Iterator
@@ -20,11 +18,16 @@ from pathlib import Path
 
 import pytest
 
-from servers import env, probe
+from servers import env, ports, probe
 from servers.databases import kafka_topics_removed, postgres_database, redis_database
 
 REQUIRE_SERVICES = os.environ.get("REQUIRE_SERVICES") == "1"
 INTEGRATION_FOLDERS = frozenset({"contract", "integration", "e2e", "k8s", "browser"})
+
+RERUN_FOLDERS = frozenset({"e2e", "browser"})
+SERVER_FIXTURES = frozenset(
+    {"postgres_url", "new_postgres_url", "module_postgres_url", "redis_url", "kafka_bootstrap", "hapi_url", "orthanc"}
+)
 
 # --- servers that must be there ---------------------------------------------------------------------------------
 
@@ -89,6 +92,33 @@ def pytest_make_collect_report(
 
 def _reason(longrepr: object) -> str:
     return str(longrepr[-1] if isinstance(longrepr, tuple) else longrepr)
+
+
+# --- a second try for tests on real servers ---------------------------------------------------------------------
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With RERUN_SERVER_TESTS=1 a failed test on real servers or whole processes runs once more.
+
+    A safety net for a machine that stands still for a minute, not an excuse: the summary names each of them.
+    """
+    if os.environ.get("RERUN_SERVER_TESTS") != "1" or not config.pluginmanager.hasplugin("rerunfailures"):
+        return
+    for item in items:
+        below = item.path.relative_to(Path(__file__).parent).parts[0]
+        fixtures = getattr(item, "fixturenames", ())
+        if below in RERUN_FOLDERS or item.get_closest_marker("needs") or SERVER_FIXTURES.intersection(fixtures):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name what did not pass the first time, with its first failure, at the very end."""
+    reruns = terminalreporter.getreports("rerun")
+    if reruns:
+        terminalreporter.section(f"{len(reruns)} RERUN: these tests failed once and need a look", red=True)
+        for report in reruns:
+            terminalreporter.write_line(f"RERUN {report.nodeid} ({report.when}):")
+            terminalreporter.write_line(f"    {report.longreprtext.strip().splitlines()[-1]}")
 
 
 # --- addresses and room of one's own on each server -------------------------------------------------------------
@@ -198,21 +228,8 @@ def services() -> Callable[..., None]:
 
 @pytest.fixture
 def free_port() -> Callable[[], int]:
-    """Each call gives another port on which nobody listens now.
-
-    Below the range that outgoing connections are given (from 32768 on Linux), so that none of those takes it before
-    the server does; and not one of the servers' own.
-    """
-    candidates = iter(random.sample(range(10000, 20000), 200))
-
-    def find() -> int:
-        for port in candidates:
-            with socket.socket() as probing, contextlib.suppress(OSError):
-                probing.bind(("127.0.0.1", port))
-                return port
-        raise RuntimeError("no free port found")
-
-    return find
+    """Each call gives a port on which nobody listens now."""
+    return ports.free_port
 
 
 @pytest.fixture

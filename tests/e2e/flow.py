@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,18 +23,12 @@ from pynetdicom import AE
 
 from fhir_writer.domain.codes import DEFAULT_PATIENT_SYSTEM
 from servers import env
+from servers.ports import free_port
 
 PYTHON = sys.executable
 T = TypeVar("T")
 AE_TITLE = "ECHO"
 QUIET_SECONDS = 2.0
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def wait_until(what: str, ask: Callable[[], T], timeout_s: float = 120.0, every_s: float = 0.2) -> T:
@@ -93,9 +86,9 @@ class EmbeddedFlow:
     def wait_ready(self) -> None:
         def ready() -> bool:
             assert self.process.poll() is None, (self.folder.parent / f"{self.folder.name}.log").read_text()[-3000:]
-            return httpx.get(f"{self.console_url}/readyz", timeout=10).status_code == 200
+            return httpx.get(f"{self.console_url}/readyz", timeout=30).status_code == 200
 
-        wait_until("everything ready", ready, 120)
+        wait_until("everything ready", ready, 300)
 
     def pid(self, service: str) -> int:
         return int(json.loads((self.folder / "run" / f"{service}.pid.json").read_text())["pid"])
@@ -108,7 +101,7 @@ class EmbeddedFlow:
 
     def stop(self) -> None:
         self.process.terminate()
-        assert self.process.wait(60) == 0
+        assert self.process.wait(120) == 0
 
 
 class ClusterFlow:
@@ -171,9 +164,9 @@ class ClusterFlow:
 
             def ready(name: str = name, port: int = port) -> bool:
                 assert self.processes[name].poll() is None, (self.folder / f"{name}.log").read_text()[-3000:]
-                return httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=10).status_code == 200
+                return httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=30).status_code == 200
 
-            wait_until(f"{name} ready", ready, 120)
+            wait_until(f"{name} ready", ready, 300)
 
     def sigkill(self, service: str) -> None:
         self.processes[service].kill()
@@ -202,7 +195,7 @@ class ClusterFlow:
     def stop(self) -> None:
         for process in self.processes.values():
             process.terminate()
-        statuses = {name: process.wait(90) for name, process in self.processes.items()}
+        statuses = {name: process.wait(180) for name, process in self.processes.items()}
         with self._admin() as connection:
             for database in self._databases.values():
                 connection.execute(sa.text(f'DROP DATABASE "{database}" WITH (FORCE)'))
@@ -251,11 +244,11 @@ def send(ds: pydicom.Dataset, port: int) -> int:
 
 
 def study_of(flow: Flow, uid: str) -> dict[str, Any]:
-    answer = httpx.get(f"{flow.console_url}/api/studies/{uid}", timeout=10)
+    answer = httpx.get(f"{flow.console_url}/api/studies/{uid}", timeout=30)
     return answer.json() if answer.status_code == 200 else {}
 
 
-def wait_delivered(flow: Flow, uid: str, version: int = 1, timeout_s: float = 120.0) -> dict[str, Any]:
+def wait_delivered(flow: Flow, uid: str, version: int = 1, timeout_s: float = 240.0) -> dict[str, Any]:
     def delivered() -> dict[str, Any] | None:
         study = study_of(flow, uid)
         assert study.get("state") not in ("failed", "skipped", "parked"), study.get("reason")

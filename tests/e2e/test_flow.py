@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,9 @@ from e2e.flow import (
     Study,
     reports_of,
     send,
+    study_of,
     wait_delivered,
+    wait_until,
 )
 from servers import env
 from servers.databases import kafka_topics_removed, redis_database
@@ -96,7 +97,7 @@ def _route_through_orthanc(path: Path, port: int) -> None:
     httpx.put(
         f"{env.orthanc_url()}/modalities/{modality}",
         json={"AET": AE_TITLE, "Host": "127.0.0.1", "Port": port},
-        timeout=30,
+        timeout=60,
     ).raise_for_status()
     stored = (
         httpx.post(f"{env.orthanc_url()}/instances", content=path.read_bytes(), timeout=30).raise_for_status().json()
@@ -105,7 +106,7 @@ def _route_through_orthanc(path: Path, port: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_twenty_studies_are_reported_once_each_although_processes_are_killed(
     flow: Flow, phantoms: list[Path], tmp_path: Path
 ) -> None:
@@ -135,10 +136,14 @@ def test_twenty_studies_are_reported_once_each_although_processes_are_killed(
     senders = [threading.Thread(target=guarded, args=(work,)) for work in (by_pynetdicom, by_dcmtk_and_orthanc)]
     for sender in senders:
         sender.start()
+
+    def in_state(*states: str) -> int:
+        return sum(study_of(flow, study.uid).get("state") in states for study in studies)
+
     # In the middle: some studies are waiting, some are in the model, some are on their way to the EHR.
-    time.sleep(4)
+    wait_until("a study in the model", lambda: in_state("running", "generated", "delivered"))
     flow.sigkill("inference_worker")
-    time.sleep(2)
+    wait_until("a draft on its way or there", lambda: in_state("generated", "delivered"))
     flow.sigkill("fhir_writer")
     for sender in senders:
         sender.join()
@@ -160,7 +165,7 @@ def test_twenty_studies_are_reported_once_each_although_processes_are_killed(
     assert int(after["meta"]["versionId"]) > int(before["meta"]["versionId"])
     assert second["fhir"]["version_id"] == after["meta"]["versionId"]
 
-    listed = httpx.get(f"{flow.console_url}/api/studies", params={"accession": late.accession}, timeout=10).json()[
+    listed = httpx.get(f"{flow.console_url}/api/studies", params={"accession": late.accession}, timeout=30).json()[
         "items"
     ]
     assert [(item["study_instance_uid"], item["state"], item["version"]) for item in listed] == [

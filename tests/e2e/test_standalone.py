@@ -20,8 +20,9 @@ import pydicom
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from e2e.flow import EmbeddedFlow, Study, free_port, reports_of, send, study_of, wait_delivered, wait_until
+from e2e.flow import EmbeddedFlow, Study, reports_of, send, study_of, wait_delivered, wait_until
 from fhir_writer.domain.codes import DEFAULT_PATIENT_SYSTEM
+from servers.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -62,7 +63,7 @@ def _register(flow: EmbeddedFlow, study: Study) -> None:
     httpx.post(f"{flow.fhir_url}/Patient", json=patient, headers=headers, timeout=30).raise_for_status()
 
 
-def _ends_as(flow: EmbeddedFlow, uid: str, state: str, timeout_s: float = 60) -> dict[str, Any]:
+def _ends_as(flow: EmbeddedFlow, uid: str, state: str, timeout_s: float = 240) -> dict[str, Any]:
     return wait_until(f"state {state}", lambda: (s := study_of(flow, uid)) and s["state"] == state and s, timeout_s)
 
 
@@ -113,7 +114,7 @@ def test_a_study_without_a_report_says_why_by_accession_and_harms_no_other(
     told = _ends_as(flow, bad.uid, state)
     assert told["reason"]["code"] == code
     assert told["reason"]["text"].endswith(".")
-    (listed,) = httpx.get(f"{flow.console_url}/api/studies", params={"accession": bad.accession}, timeout=10).json()[
+    (listed,) = httpx.get(f"{flow.console_url}/api/studies", params={"accession": bad.accession}, timeout=30).json()[
         "items"
     ]
     assert (listed["study_instance_uid"], listed["state"]) == (bad.uid, state)
@@ -125,7 +126,7 @@ def test_an_unknown_patient_parks_and_is_delivered_when_known(flow: EmbeddedFlow
     assert send(study.image(), flow.dicom_port) == 0x0000
     assert _ends_as(flow, study.uid, "parked")["reason"]["code"] == "patient_not_found"
     _register(flow, study)
-    httpx.post(f"{flow.console_url}/v1/deliveries/{study.uid}/replay", timeout=10).raise_for_status()
+    httpx.post(f"{flow.console_url}/v1/deliveries/{study.uid}/replay", timeout=30).raise_for_status()
     _ends_as(flow, study.uid, "delivered")
     assert len(reports_of(flow, study.patient_id)) == 1
 
@@ -156,7 +157,7 @@ def test_an_event_that_is_none_goes_to_the_dead_letters(flow: EmbeddedFlow, phan
     bus.close()
 
     def letters() -> list[dict[str, Any]]:
-        found = httpx.get(f"{flow.console_url}/api/dead-letters", timeout=10).json()["items"]
+        found = httpx.get(f"{flow.console_url}/api/dead-letters", timeout=30).json()["items"]
         return [letter for letter in found if letter["error_code"] == "not_cloudevents"]
 
     assert {letter["consumer"] for letter in wait_until("dead letters", letters)} <= {
@@ -171,7 +172,7 @@ def test_an_event_that_is_none_goes_to_the_dead_letters(flow: EmbeddedFlow, phan
 
 
 def test_one_port_answers_for_all(flow: EmbeddedFlow) -> None:
-    with httpx.Client(base_url=flow.console_url, timeout=10) as client:
+    with httpx.Client(base_url=flow.console_url, timeout=30) as client:
         assert client.get("/healthz").status_code == 200
         assert client.get("/readyz").json()["status"] == "ready"
         assert client.get("/").headers["content-type"].startswith("text/html")
@@ -200,7 +201,7 @@ def test_a_second_start_on_the_same_folder_refuses(flow: EmbeddedFlow) -> None:
 def _serve(folder: Path, *args: str, dicom_port: int = 0, http_port: int = 0) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "standalone", "serve", "--data-dir", str(folder)]
     ports = ["--dicom-port", str(dicom_port or free_port()), "--http-port", str(http_port or free_port())]
-    return subprocess.run([*command, *ports, *args], capture_output=True, text=True, timeout=120)
+    return subprocess.run([*command, *ports, *args], capture_output=True, text=True, timeout=240)
 
 
 @pytest.mark.parametrize("which", ["dicom_port", "http_port"])
@@ -241,8 +242,11 @@ def test_nothing_is_left_of_a_killed_supervisor_and_the_next_start_goes_on(tmp_p
     flow.process.wait()
     flow.start()
     flow.wait_ready()
-    alive = [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
-    assert alive == []
+
+    def gone() -> bool:
+        return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
+
+    wait_until("the first processes gone", gone)
     wait_delivered(flow, study.uid)
     assert len(reports_of(flow, study.patient_id)) == 1
     flow.stop()

@@ -30,6 +30,7 @@ from unit.console.study_events import StudyEvents
 pytestmark = pytest.mark.needs("chromium")
 
 RADIOGRAPH = Path(__file__).parents[3] / "services/standalone/src/standalone/demo_data/nih-google-nofinding.dcm"
+expect.set_options(timeout=60_000)  # five seconds by default: too few for a machine that does other things
 SIZES = [pytest.param((1280, 800), id="1280"), pytest.param((390, 844), id="390")]
 _FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -71,7 +72,7 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         port = _wait(lambda: _port(ready, process))
         yield Running(f"http://127.0.0.1:{port}", bus, LocalObjectStore(folder / "objects"))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(90) == 0
         # Names of patients and studies belong into pages, not into logs.
         assert "BROWSER-" not in ready.read_text()
     finally:
@@ -87,7 +88,7 @@ def _port(log: Path, process: subprocess.Popen[bytes]) -> int | None:
     return None
 
 
-def _wait(ask: Callable[[], int | None], timeout_s: float = 60.0) -> int:
+def _wait(ask: Callable[[], int | None], timeout_s: float = 120.0) -> int:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if (answer := ask()) is not None:
@@ -117,7 +118,7 @@ def open_page(console: Running, browser: Browser) -> Iterator[Callable[..., Page
             viewport={"width": size[0], "height": size[1]},
             **options,  # type: ignore[arg-type]  # options of new_context as they are
         )
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: errors.append(message.text) if _is_fault(message) else None)

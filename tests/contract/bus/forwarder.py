@@ -6,6 +6,8 @@ import contextlib
 import socket
 import threading
 
+from servers.ports import free_port
+
 
 class Forwarder:
     """Listens on `port` while it is up and passes bytes on to `target`."""
@@ -14,9 +16,7 @@ class Forwarder:
         self._target = target
         self._listener: socket.socket | None = None
         self._pairs: list[socket.socket] = []
-        with socket.socket() as probing:
-            probing.bind(("127.0.0.1", 0))
-            self.port: int = probing.getsockname()[1]
+        self.port = free_port()
 
     def up(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", self.port))

@@ -61,7 +61,7 @@ def publish(bus: Bus, count: int, *, keys: int = 8, topic: str = "events", start
     return values
 
 
-def drain(consumer: Consumer, count: int, *, commit: bool = False, timeout_s: float = 20.0) -> list[Record]:
+def drain(consumer: Consumer, count: int, *, commit: bool = False, timeout_s: float = 90.0) -> list[Record]:
     """Poll until `count` records have come."""
     found: list[Record] = []
     deadline = time.monotonic() + timeout_s
@@ -74,7 +74,7 @@ def drain(consumer: Consumer, count: int, *, commit: bool = False, timeout_s: fl
     return found
 
 
-def settle(*consumers: Consumer, until: Callable[[], bool], timeout_s: float = 20.0) -> list[Record]:
+def settle(*consumers: Consumer, until: Callable[[], bool], timeout_s: float = 90.0) -> list[Record]:
     """Poll all in turn until the condition holds; returns what came meanwhile."""
     found: list[Record] = []
     deadline = time.monotonic() + timeout_s

@@ -34,6 +34,7 @@ from dicom_listener.domain.watermark import Watermark
 from dicom_listener.handlers.associations import Associations
 from dicom_listener.handlers.complete import CompletenessLoop
 from dicom_listener.handlers.receive import Receiver
+from dicom_listener.handlers.refusals import RefusalBook
 from pipeline.clock import SystemClock
 from pipeline.database import Database
 from pipeline.events import Event
@@ -100,7 +101,7 @@ class Sender:
         called: str = "ECHO",
     ) -> None:
         ae = AE(ae_title=calling)
-        ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 30
+        ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 90
         for abstract_syntax, transfer_syntaxes in contexts or [(DX, [EXPLICIT]), (VERIFICATION, [IMPLICIT])]:
             ae.add_requested_context(abstract_syntax, transfer_syntaxes)
         connections: list[Any] = []
@@ -177,6 +178,7 @@ class Listener:
     scp: StorageScp
     loop: CompletenessLoop
     receiver: Receiver
+    book: RefusalBook
     root: Path
 
     @property
@@ -199,6 +201,7 @@ class Listener:
         return next(row for row in self.rows(studies) if row.study_instance_uid == study_instance_uid)
 
     def refusals(self) -> list[Any]:
+        self.book.flush(everything=True)
         return self.rows(refusals)
 
     def staged(self) -> list[Path]:
@@ -222,7 +225,7 @@ def data_set_bytes(path: Path) -> bytes:
     return raw[144 + int.from_bytes(raw[140:144], "little") :]
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
     """Until it is true, or fail."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -248,8 +251,9 @@ def listening(
     objects = store or LocalObjectStore(root)
     clock, associations = SystemClock(), Associations()
     ledger = SqlLedger(database, policy)  # type: ignore[arg-type]  # tests pass one of the two words
+    book = RefusalBook(ledger, clock)
     receiver = Receiver(
-        objects, ledger, associations, clock, watermark or Watermark(0, 0), free or (lambda: free_bytes(objects))
+        objects, ledger, associations, book, clock, watermark or Watermark(0, 0), free or (lambda: free_bytes(objects))
     )
     loop = CompletenessLoop(ledger, associations, rules or Rules(0.3, 0.1, 60), clock)
     settings: dict[str, Any] = {
@@ -258,13 +262,16 @@ def listening(
         "ae_title": "ECHO",
         "require_called_aet": False,
         "maximum_associations": 16,
+        "maximum_associations_per_peer": 16,
         "maximum_pdu_bytes": 16_384,
-        "network_timeout_seconds": 20.0,
+        "maximum_object_bytes": 2**30,
+        "request_timeout_seconds": 30.0,
+        "network_timeout_seconds": 60.0,
     }
-    scp = StorageScp(ScpOptions(**(settings | options)), receiver, associations, objects, clock)
+    scp = StorageScp(ScpOptions(**(settings | options)), receiver, associations, book, objects, clock)
     scp.start()
     try:
-        yield Listener(database, objects, scp, loop, receiver, root)
+        yield Listener(database, objects, scp, loop, receiver, book, root)
     finally:
         scp.drain(0)
         database.close()

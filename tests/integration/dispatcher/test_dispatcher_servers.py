@@ -51,7 +51,7 @@ def test_dispatcher_and_worker_on_redis(redis_url: str) -> None:
             (requested,) = rig.wait_for(REPORT_REQUESTED, uid)
             assert requested.data["priority"] == "stat"
             rig.wait_for(REPORT_GENERATED, uid)
-            eventually(lambda: rig.outstanding(dispatcher)["outstanding"] == 0, 10)
-            eventually(lambda: rig.unacknowledged() == 0, 10)
+            eventually(lambda: rig.outstanding(dispatcher)["outstanding"] == 0)
+            eventually(lambda: rig.unacknowledged() == 0)
         finally:
             rig.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import socket
 import subprocess
 import sys
 import threading
@@ -33,6 +32,7 @@ from integration.fhir_writer.fault_proxy import FaultProxy
 from pipeline.clock import Clock, ManualClock
 from pipeline.database import Database
 from pipeline.events import Event
+from servers.ports import free_port
 from unit.fhir_writer import samples
 
 MIGRATIONS = Path(fhir_writer.__file__).parent / "migrations"
@@ -79,17 +79,11 @@ class Ehr:
         return self.search("Provenance", target=f"DiagnosticReport/{report['id']}")
 
 
-def _free_port() -> int:
-    with socket.socket() as probing:
-        probing.bind(("127.0.0.1", 0))
-        return int(probing.getsockname()[1])
-
-
 class Sekmet:
     """One sekmet-fhir process that can be stopped and started again on the same data and port."""
 
     def __init__(self, folder: Path) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self.base_url = f"http://127.0.0.1:{self.port}/fhir"
         self._settings = folder / "settings.yaml"
         self._settings.write_text(
@@ -127,7 +121,7 @@ class Sekmet:
     def stop(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait(timeout=20)
+            self._process.wait(timeout=60)
             self._process = None
 
 

@@ -215,8 +215,8 @@ class Process:
 
 def test_sigkill_between_the_post_and_its_answer_leaves_one_report(ehr, proxy, mrn, registered, tmp_path):
     uid = new_uid()
-    committed = threading.Event()
-    proxy.transactions.append(Fault(forward=True, meanwhile=lambda: (committed.set(), time.sleep(1))[0]))
+    committed, killed = threading.Event(), threading.Event()
+    proxy.transactions.append(Fault(forward=True, meanwhile=lambda: (committed.set(), killed.wait(60))[0]))
     service = Process(tmp_path, proxy.url)
     bus = make_bus(BusSettings(bus_url=f"sqlite:///{tmp_path}/bus.sqlite3"))
     bus.ensure_topics(ALL_TOPICS)
@@ -226,11 +226,12 @@ def test_sigkill_between_the_post_and_its_answer_leaves_one_report(ehr, proxy, m
     consumer = bus.consumer("test", ["imaging.report.delivered.v1"])
     try:
         service.start()
-        assert committed.wait(60), (tmp_path / "writer.log").read_text()
+        assert committed.wait(120), (tmp_path / "writer.log").read_text()
         service.kill()
+        killed.set()
         service.start()
         delivered = []
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 180
         while not delivered and time.monotonic() < deadline:
             delivered = [Event.from_bytes(record.value) for record in consumer.poll(0.5)]
         log = (tmp_path / "writer.log").read_text()

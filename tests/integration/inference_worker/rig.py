@@ -37,7 +37,7 @@ SHORT_LIMITS = {
 }
 
 
-def eventually(what: Callable[[], Any], timeout_s: float = 60.0) -> Any:
+def eventually(what: Callable[[], Any], timeout_s: float = 120.0) -> Any:
     """The first true answer."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
@@ -56,7 +56,7 @@ def valkey(folder: Path) -> Iterator[str]:
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as server:
         try:
             client = redis.Redis(unix_socket_path=str(socket))
-            eventually(lambda: socket.exists() and client.ping(), 10)
+            eventually(lambda: socket.exists() and client.ping())
             client.close()
             yield f"redis+socket://{socket}"
         finally:
@@ -135,7 +135,7 @@ class Process:
         if self.child.poll() is None:
             self.child.terminate()
             try:
-                self.child.wait(20)
+                self.child.wait(60)
             except subprocess.TimeoutExpired:
                 self.kill()
 
@@ -201,7 +201,7 @@ class Rig:
                 self._consumer.commit(record)
         return [event for event in self._events if event.type == type_ and uid in (None, event.subject)]
 
-    def wait_for(self, type_: str, uid: str, count: int = 1, timeout_s: float = 60.0) -> list[Event]:
+    def wait_for(self, type_: str, uid: str, count: int = 1, timeout_s: float = 120.0) -> list[Event]:
         def there() -> list[Event]:
             found = self.events(type_, uid)
             return found if len(found) >= count else []
@@ -210,7 +210,7 @@ class Rig:
         return found
 
     def outstanding(self, dispatcher: Process) -> dict[str, Any]:
-        answer: dict[str, Any] = httpx.get(f"{dispatcher.url}/v1/outstanding").json()
+        answer: dict[str, Any] = httpx.get(f"{dispatcher.url}/v1/outstanding", timeout=30).json()
         return answer
 
     def unacknowledged(self) -> int:

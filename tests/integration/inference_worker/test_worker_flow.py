@@ -29,14 +29,14 @@ def test_a_study_becomes_a_draft_and_bad_ones_fail_with_a_reason_beside_it(rig: 
         (failed,) = rig.wait_for(REPORT_FAILED, uid)
         assert failed.data["error_code"] == code
         assert failed.data["retryable"] is False
-    eventually(lambda: rig.outstanding(dispatcher)["outstanding"] == 0, 10)
-    eventually(lambda: rig.unacknowledged() == 0, 10)
-    eventually(lambda: not list(rig.store.keys("manifests")), 10)
+    eventually(lambda: rig.outstanding(dispatcher)["outstanding"] == 0)
+    eventually(lambda: rig.unacknowledged() == 0)
+    eventually(lambda: not list(rig.store.keys("manifests")))
     # Identifiers are nowhere in the logs.
     for process in (dispatcher, worker):
         text = process.log.read_text()
         assert not [uid for uid in (good, not_dicom, truncated, ct, last) if uid in text]
     worker.signal(signal.SIGTERM)
-    assert worker.child.wait(30) == 0
+    assert worker.child.wait(90) == 0
     dispatcher.signal(signal.SIGTERM)
-    assert dispatcher.child.wait(30) == 0
+    assert dispatcher.child.wait(90) == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import time
@@ -15,14 +14,13 @@ from contract.bus.forwarder import Forwarder
 from pipeline.errors import ObjectNotFound, ObjectStoreUnavailable
 from pipeline.settings import ObjectStoreSettings
 from pipeline.store import ObjectStore, make_object_store
+from servers.ports import free_port
 
 
 @pytest.fixture(scope="module")
 def server_port() -> Iterator[int]:
     """The port of a server with the bucket `bucket`, for all tests of this file."""
-    with socket.socket() as probing:
-        probing.bind(("127.0.0.1", 0))
-        port: int = probing.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,
@@ -39,7 +37,7 @@ def server_port() -> Iterator[int]:
             time.sleep(0.2)
     yield port
     process.kill()
-    process.wait(timeout=10)
+    process.wait(timeout=60)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ REPORT_GENERATED = "imaging.report.generated.v1"
 REPORT_FAILED = "imaging.report.failed.v1"
 REPORT_DELIVERED = "imaging.report.delivered.v1"
 REPORT_REJECTED = "imaging.report.rejected.v1"
+DICOM_REFUSED = "imaging.dicom.refused.v1"
 DEAD_LETTER = "imaging.deadletter.v1"
 
 TOPICS: tuple[str, ...] = (
@@ -35,6 +36,7 @@ TOPICS: tuple[str, ...] = (
     REPORT_FAILED,
     REPORT_DELIVERED,
     REPORT_REJECTED,
+    DICOM_REFUSED,
 )
 """One topic per event type, of the same name."""
 
@@ -56,7 +58,7 @@ def correlation_id(study_instance_uid: str, study_version: int) -> str:
 
 @dataclass(frozen=True)
 class Event:
-    """One immutable fact. `subject` is the StudyInstanceUID and the partition key."""
+    """One immutable fact. `subject` is the StudyInstanceUID (of a refusal: the sender) and the partition key."""
 
     type: str
     source: str
@@ -77,7 +79,7 @@ class Event:
 
     @property
     def key(self) -> str:
-        """Partition key: all events of one study keep their order."""
+        """Partition key: all events of one study, or refusals of one sender, keep their order."""
         return self.subject
 
     def to_bytes(self) -> bytes:

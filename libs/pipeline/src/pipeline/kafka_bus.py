@@ -205,6 +205,7 @@ class KafkaBusConsumer:
         self._patience_s = patience_s
         self._client: Any = None
         self._empty_since = 0.0
+        self._rebuilt_at = 0.0
 
     def poll(self, timeout_s: float) -> list[Record]:
         """Up to 200 records. While brokers are away after the first contact it returns nothing."""
@@ -256,15 +257,18 @@ class KafkaBusConsumer:
 
         It may hang (a poll that timed out in the middle of the second join loses the result), it may not know of a
         topic that was created later, or there are more members than partitions. The last is no fault, and joining
-        again disturbs the others: wait twice as long each time.
+        again disturbs the others, one of whom may be the spare one then: wait twice as long each time, and begin with
+        short waits again only after a long time of peace.
         """
         now = time.monotonic()
         if client.assignment():
             self._empty_since = now
-            self._patience_s = self._first_patience_s
+            if now - self._rebuilt_at > _PATIENCE_MAX_S:
+                self._patience_s = self._first_patience_s
         elif now - self._empty_since > self._patience_s:
             log.warning("no partition assigned: joining anew", extra={"group": self._group})
             self._patience_s = min(self._patience_s * 2, _PATIENCE_MAX_S)
+            self._rebuilt_at = now
             self.close()
 
     def commit(self, record: Record) -> None:

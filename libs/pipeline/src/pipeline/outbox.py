@@ -5,11 +5,11 @@ A crash between the two changes nothing: the row stays until the bus has acknowl
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -86,35 +86,31 @@ class OutboxRelay:
     def relay_once(self) -> int:
         """Publish one batch; returns how many rows. Rows are marked only after the bus acknowledged all of them."""
         table = self._outbox.table
-        pending = table.c.published_at.is_(None)
+        pending = sa.select(table).where(table.c.published_at.is_(None)).order_by(table.c.id)
         with self._database.read() as connection:
-            if connection.execute(sa.select(table.c.id).where(pending).limit(1)).first() is None:
+            if connection.execute(pending.limit(1)).first() is None:
                 return 0
-        with self._database.write() as connection:
-            if not self._database.is_sqlite and not connection.scalar(
-                sa.text("SELECT pg_try_advisory_xact_lock(:n)"), {"n": _RELAY_LOCK}
-            ):
+        with self._turn() as mine:
+            if not mine:
                 return 0
-            rows = connection.execute(sa.select(table).where(pending).order_by(table.c.id).limit(self._batch)).all()
-            if not self._database.is_sqlite:
-                self._publish_and_mark(connection, rows)
-                return len(rows)
-        # SQLite has one writer: publishing inside the transaction would hold up the service's own work for as long
-        # as the bus takes. One process owns the file, so no second relay can run in between.
-        self._producer.publish([Message(row.topic, row.key, row.payload) for row in rows])
-        with self._database.write() as connection:
-            self._mark(connection, rows)
+            # No transaction on these rows stays open while the bus is spoken to: SQLite has one writer, and publishing
+            # would hold up the service's own work.
+            with self._database.read() as connection:
+                rows = connection.execute(pending.limit(self._batch)).all()
+            self._producer.publish([Message(row.topic, row.key, row.payload) for row in rows])
+            mark = table.update().where(table.c.id.in_([row.id for row in rows]))
+            with self._database.write() as connection:
+                connection.execute(mark.values(published_at=self._clock.now()))
         return len(rows)
 
-    def _publish_and_mark(self, connection: Connection, rows: Sequence[sa.Row[*tuple[Any, ...]]]) -> None:
-        self._producer.publish([Message(row.topic, row.key, row.payload) for row in rows])
-        self._mark(connection, rows)
-
-    def _mark(self, connection: Connection, rows: Sequence[sa.Row[*tuple[Any, ...]]]) -> None:
-        table = self._outbox.table
-        connection.execute(
-            table.update().where(table.c.id.in_([row.id for row in rows])).values(published_at=self._clock.now())
-        )
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[bool]:
+        """Whether this relay is the one to publish until the block ends; one process alone owns an SQLite file."""
+        if self._database.is_sqlite:
+            yield True
+            return
+        with self._database.read() as connection:
+            yield bool(connection.scalar(sa.text("SELECT pg_try_advisory_xact_lock(:n)"), {"n": _RELAY_LOCK}))
 
     def prune(self) -> None:
         """Delete rows published longer ago than `keep`."""

@@ -1,0 +1,181 @@
+"""TLS and mutual TLS, with dcmtk's and pynetdicom's own clients; what a wrong certificate is answered."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import UID
+from pynetdicom import AE
+
+from dicom_listener.adapters.tables import instances
+from dicom_listener.adapters.transport import TlsFiles, server_context
+from integration.dicom_listener.peers import DX, EXPLICIT, IMPLICIT, VERIFICATION, Listener, image, listening, wait_for
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A certificate authority made for one test run; `issue` gives (certificate, key)."""
+
+    folder: Path
+    name: str
+
+    def _openssl(self, *arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=self.folder, timeout=60)
+
+    @property
+    def certificate(self) -> Path:
+        path = self.folder / f"{self.name}.pem"
+        if not path.exists():
+            subject, key = f"/CN={self.name}", f"{self.name}.key"
+            curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+            self._openssl("req", "-x509", *curve, "-keyout", key, "-out", path.name, "-subj", subject, "-days", "2")
+        return path
+
+    def issue(self, name: str) -> tuple[Path, Path]:
+        authority = self.certificate
+        certificate, key = self.folder / f"{name}.crt", self.folder / f"{name}.key"
+        request, extensions = self.folder / f"{name}.csr", self.folder / f"{name}.ext"
+        extensions.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+        # RSA, which every DICOM toolkit of the last twenty years can do.
+        self._openssl(
+            "req", "-newkey", "rsa:2048", "-nodes", "-keyout", key.name, "-out", request.name, "-subj", f"/CN={name}"
+        )
+        self._openssl(
+            *("x509", "-req", "-in", request.name, "-CA", authority.name, "-CAkey", f"{self.name}.key"),
+            *("-CAcreateserial", "-out", certificate.name, "-days", "2", "-extfile", extensions.name),
+        )
+        return certificate, key
+
+
+@dataclass(frozen=True)
+class Papers:
+    """Certificates of the server, of a known sender and of a stranger."""
+
+    authority: Path
+    server: tuple[Path, Path]
+    sender: tuple[Path, Path]
+    stranger: tuple[Path, Path]
+
+
+@pytest.fixture(scope="module")
+def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
+    folder = tmp_path_factory.mktemp("tls")
+    ours, theirs = Authority(folder, "hospital"), Authority(folder, "elsewhere")
+    return Papers(ours.certificate, ours.issue("server"), ours.issue("sender"), theirs.issue("stranger"))
+
+
+def tls_listener(tmp_path: Path, papers: Papers, *, mutual: bool) -> Iterator[Listener]:
+    certificate, key = papers.server
+    context = server_context(TlsFiles(str(certificate), str(key), str(papers.authority) if mutual else None))
+    with listening(f"sqlite:///{tmp_path}/l.sqlite3", tmp_path / "o", tls=context) as running:
+        yield running
+
+
+@pytest.fixture
+def tls(tmp_path: Path, papers: Papers) -> Iterator[Listener]:
+    yield from tls_listener(tmp_path, papers, mutual=False)
+
+
+@pytest.fixture
+def mutual(tmp_path: Path, papers: Papers) -> Iterator[Listener]:
+    yield from tls_listener(tmp_path, papers, mutual=True)
+
+
+def client(papers: Papers, own: tuple[Path, Path] | None = None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(papers.authority))
+    if own is not None:
+        context.load_cert_chain(*own)
+    return context
+
+
+def store(listener: Listener, context: ssl.SSLContext | None, size: int = 64) -> int | None:
+    """Status of a C-STORE; None if there was no association."""
+    ae = AE(ae_title="SENDER")
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 30
+    ae.add_requested_context(DX, EXPLICIT)
+    ae.add_requested_context(VERIFICATION, IMPLICIT)
+    arguments = None if context is None else (context, "localhost")
+    assoc = ae.associate("127.0.0.1", listener.port, ae_title="ECHO", tls_args=arguments)
+    if not assoc.is_established:
+        return None
+    ds = image(size=size)
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = UID(EXPLICIT)
+    status = assoc.send_c_store(ds).get("Status")
+    assoc.release()
+    return None if status is None else int(status)
+
+
+def reasons(listener: Listener) -> list[tuple[str, str]]:
+    return [(row.reason, row.text) for row in listener.refusals()]
+
+
+def test_pynetdicom_over_tls(tls: Listener, papers: Papers) -> None:
+    assert store(tls, client(papers), size=900) == 0
+    (row,) = tls.rows(instances)
+    assert row.size_bytes > 800_000
+    assert reasons(tls) == []
+
+
+def test_plain_text_is_refused(tls: Listener) -> None:
+    assert store(tls, None) is None
+    wait_for(lambda: reasons(tls))
+    assert reasons(tls)[0][0] == "tls_handshake_failed"
+
+
+def test_mutual_tls(mutual: Listener, papers: Papers) -> None:
+    assert store(mutual, client(papers, papers.sender)) == 0
+    assert reasons(mutual) == []
+    assert store(mutual, client(papers)) is None
+    assert store(mutual, client(papers, papers.stranger)) is None
+    wait_for(lambda: len(reasons(mutual)) == 2)
+    assert {reason for reason, _ in reasons(mutual)} == {"tls_handshake_failed"}
+    assert any("the sender's certificate" in text for _, text in reasons(mutual))
+
+
+@pytest.mark.parametrize(("version", "answered"), [("TLSv1_1", False), ("TLSv1_2", True), ("TLSv1_3", True)])
+def test_versions(tls: Listener, papers: Papers, version: str, answered: bool) -> None:
+    context = client(papers)
+    with pytest.warns(DeprecationWarning) if version == "TLSv1_1" else contextlib.nullcontext():
+        context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    assert (store(tls, context) == 0) is answered
+
+
+def test_ciphers_without_forward_secrecy_are_refused(tls: Listener, papers: Papers) -> None:
+    context = client(papers)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("AES128-GCM-SHA256:AES128-SHA:ECDHE-RSA-AES128-SHA")
+    assert store(tls, context) is None
+
+
+def test_a_slow_handshake_holds_up_nobody(tls: Listener, papers: Papers) -> None:
+    with socket.create_connection(("127.0.0.1", tls.port)):
+        assert store(tls, client(papers)) == 0
+
+
+@pytest.mark.needs("dcmtk")
+@pytest.mark.parametrize("with_certificate", [True, False])
+def test_dcmtk_over_mutual_tls(
+    mutual: Listener, papers: Papers, dcmtk: Callable[[str], str], with_certificate: bool
+) -> None:
+    certificate, key = papers.sender
+    own = ["+tls", str(key), str(certificate)] if with_certificate else ["+tla"]
+    done = subprocess.run(
+        [dcmtk("echoscu"), *own, "+cf", str(papers.authority), "-aec", "ECHO", "127.0.0.1", str(mutual.port)],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode == 0) is with_certificate, done.stderr
+    wait_for(
+        lambda: [reason for reason, _ in reasons(mutual)] == ([] if with_certificate else ["tls_handshake_failed"])
+    )
