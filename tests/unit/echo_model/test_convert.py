@@ -16,19 +16,13 @@ from echo_model.cli import main
 from echo_model.convert import convert
 from echo_model.errors import CheckpointError, SettingsError
 from echo_model.model import load_model
-from unit.echo_model.tiny_checkpoint import MASK, tiny_model, write_checkpoint
+from unit.echo_model.checkpoint_edits import edit, logits, shard
+from unit.echo_model.tiny_checkpoint import IM_END, MASK, tiny_model, write_checkpoint
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "source", tiny_model(3), generation={"model_id": "small"})
-
-
-def logits(model: Any) -> torch.Tensor:
-    ids = torch.randint(6, 200, (1, 9), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        result: torch.Tensor = model(input_ids=ids).logits
-    return result
 
 
 def older(name: str) -> str:
@@ -84,7 +78,7 @@ def test_everything_a_request_depends_on_comes_along(tmp_path: Path, source: Pat
     assert not (tmp_path / "new" / "evil.bin").exists()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_the_type_is_the_one_asked_for_and_then_kept(tmp_path: Path, source: Path, dtype: str) -> None:
     convert(source, tmp_path / "small", dtype)
     convert(tmp_path / "small", tmp_path / "again")
@@ -127,8 +121,88 @@ def test_nothing_is_overwritten_and_types_are_checked(tmp_path: Path, source: Pa
         convert(source, tmp_path / "new", "int8")
 
 
+def test_a_checkpoint_with_code_becomes_one_without(tmp_path: Path, source: Path) -> None:
+    wanted = logits(load_model(source).model)
+    shard(source)
+    code = {"AutoModel": "modeling_own.OwnModel"}
+    edit(source / "config.json", auto_map=code, architectures=["OwnModel"], attn_implementation="flash_attention_2")
+    edit(source / "tokenizer_config.json", auto_map=code, mask_token="<|MASK|>")
+    (source / "modeling_own.py").write_text("raise SystemExit('this must never run')")
+    assert load_model(source).notices
+    convert(source, tmp_path / "new")
+    after = load_model(tmp_path / "new")
+    assert after.notices == ()
+    assert torch.equal(logits(after.model), wanted)
+    assert json.loads((tmp_path / "new" / "tokenizer_config.json").read_text()) == {"mask_token": "<|MASK|>"}
+    assert not list((tmp_path / "new").glob("*.py"))
+
+
+def test_settings_are_written_in_and_checked(tmp_path: Path, source: Path) -> None:
+    edit(source / "preprocessor_config.json", image_size=None)
+    generation = {"block_length": 8, "denoising_steps": 2, "instruction": "Review this film."}
+    convert(source, tmp_path / "new", generation=generation, max_pixels=50_000)
+    after = load_model(tmp_path / "new")
+    assert generation.items() <= after.generation_config.items()
+    assert after.eos_token_ids == (IM_END,)
+    assert after.image_config.max_pixels == 50_000
+    with pytest.raises(SettingsError, match="denoising_steps"):
+        convert(source, tmp_path / "wrong", generation={"block_length": 4, "denoising_steps": 9})
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_a_tokenizer_of_older_files_is_written_as_one(tmp_path: Path, source: Path) -> None:
+    raw = json.loads((source / "tokenizer.json").read_text())
+    added = {token["content"]: token["id"] for token in raw["added_tokens"]}
+    words = {token: number + len(added) for number, token in enumerate(sorted(set(raw["model"]["vocab"]) - set(added)))}
+    (source / "tokenizer.json").unlink()
+    (source / "vocab.json").write_text(json.dumps(added | words))
+    (source / "merges.txt").write_text("#version: 0.2\n")
+    (source / "added_tokens.json").write_text(json.dumps(added))
+    before = load_model(source)
+    convert(source, tmp_path / "new")
+    text = "<|im_start|>No effusion.<|im_end|>"
+    (tmp_path / "new" / "added_tokens.json").unlink()
+    assert load_model(tmp_path / "new").tokenizer.encode(text).ids == before.tokenizer.encode(text).ids
+
+
+@pytest.mark.parametrize("flip", [0, 4000])
+def test_what_is_read_back_otherwise_gets_no_name(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, flip: int
+) -> None:
+    """A byte that changes on the way to the disk, at the front or the end of the values."""
+
+    def bad_disk(tensors: dict[str, torch.Tensor], file: Path, **options: Any) -> None:
+        save_file(tensors, file, **options)
+        content = bytearray(file.read_bytes())
+        content[-1 - flip] ^= 1
+        file.write_bytes(content)
+
+    monkeypatch.setattr("echo_model.convert.save_file", bad_disk)
+    with pytest.raises(CheckpointError, match="was read back otherwise"):
+        convert(source, tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_values_that_are_no_numbers_are_carried_over(tmp_path: Path, source: Path) -> None:
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.language_model.norm.weight"][3] = float("nan")
+    save_file(tensors, source / "model.safetensors")
+    convert(source, tmp_path / "new")
+    assert load_model(tmp_path / "new").model.model.language_model.norm.weight[3].isnan()
+
+
 def test_the_command(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["convert", str(source), str(tmp_path / "new"), "--dtype", "bfloat16"]) == 0
-    assert "small" in capsys.readouterr().out
+    options = ["--dtype", "bfloat16", "--max-shard-size", "100KB", "--block-length", "8", "--instruction", "Look."]
+    (source / "pytorch_model.bin").write_bytes(b"")
+    assert main(["convert", str(source), str(tmp_path / "new"), *options]) == 0
+    printed = capsys.readouterr().out
+    assert "note: pytorch_model.bin is a pickle" in printed
+    assert "small written to" in printed
+    assert len(list((tmp_path / "new").glob("model-*.safetensors"))) > 2
+    assert load_model(tmp_path / "new").generation_config["block_length"] == 8
+    assert load_model(tmp_path / "new").generation_config["instruction"] == "Look."
+    with pytest.raises(SystemExit):
+        main(["convert", str(source), str(tmp_path / "other"), "--max-shard-size", "0GB"])
+    capsys.readouterr()
     assert main(["convert", str(source), str(tmp_path / "new")]) == 2
     assert "exists already" in capsys.readouterr().err

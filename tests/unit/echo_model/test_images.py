@@ -183,9 +183,9 @@ def test_configuration_survives_its_file(tmp_path: Path) -> None:
     file = tmp_path / "preprocessor_config.json"
     for cfg in (SQUARE, QWEN, ImageConfig(image_mean=(0.1, 0.2, 0.3), max_image_pixels=5)):
         file.write_text(json.dumps(cfg.to_json()))
-        assert ImageConfig.from_file(file) == cfg
+        assert ImageConfig.from_folder(tmp_path) == cfg
     file.write_text(json.dumps({"min_pixels": 3136, "max_pixels": 12_845_056, "patch_size": 14}))
-    assert ImageConfig.from_file(file).max_pixels == 12_845_056
+    assert ImageConfig.from_folder(tmp_path).max_pixels == 12_845_056
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"image_mean": [1, 2]}', '{"patch_size": "x"}', '{"image_size": 100}'])
@@ -193,6 +193,6 @@ def test_malformed_configuration_is_refused(tmp_path: Path, content: str) -> Non
     file = tmp_path / "preprocessor_config.json"
     file.write_text(content)
     with pytest.raises(CheckpointError):
-        ImageConfig.from_file(file)
+        ImageConfig.from_folder(tmp_path)
     with pytest.raises(CheckpointError, match="missing"):
-        ImageConfig.from_file(tmp_path / "absent.json")
+        ImageConfig.from_folder(tmp_path / "absent")

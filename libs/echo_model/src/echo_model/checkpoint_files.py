@@ -1,175 +1,161 @@
-"""The files of a checkpoint folder, read with suspicion: safetensors and JSON only, each error naming the file."""
+"""A checkpoint folder described: configuration, tokenizer, pictures, generation settings, headers of the weights.
+
+Only safetensors and JSON are read, no code of a checkpoint is ever run, and every error names the file or tensor.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from transformers import Qwen2_5_VLConfig
 
 from echo_model.errors import CheckpointError
+from echo_model.images import ImageConfig
+from echo_model.json_files import read_json, read_json_if_there
+from echo_model.tokenizer_files import mask_token, read_tokenizer
+from echo_model.weights import Weights, find_weights
 
-_PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-_MODEL_TYPE = "qwen2_5_vl"
-# Older files keep the vision tower and the language model side by side at the top; newer ones below `model.`.
-_KEY_MAP = (
-    (re.compile(r"^visual\."), "model.visual."),
-    (re.compile(r"^model\.(?!visual\.|language_model\.)"), "model.language_model."),
-    (re.compile(r"^language_model\.model\."), "model.language_model."),
-    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
-)
+MODEL_TYPE, MODEL_CLASS = "qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"
+_HEAD = "lm_head.weight"
+# Which attention kernel a checkpoint was saved with is no property of its weights; flash-attention may not be there.
+_ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+# Files whose auto_map could name code of the checkpoint.
+_CODE_NAMING = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+_END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
 
-def read_config(folder: Path) -> Any:
-    """The checkpoint's `config.json`; refuses other architectures and checkpoints that ask for their own code."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a folder holds, the values of the weights excepted.
+
+    `config` is a `Qwen2_5_VLConfig`; `generation_config` has `mask_token_id` (int) and `eos_token_ids` (list of int)
+    filled in; `notices` say what was passed over.
+    """
+
+    path: Path
+    config: Any
+    tokenizer: Tokenizer
+    image_config: ImageConfig
+    generation_config: dict[str, Any]
+    weights: Weights
+    notices: tuple[str, ...]
+
+    @property
+    def model_id(self) -> str:
+        """The name that the checkpoint gives itself, else that of its folder."""
+        return str(self.generation_config.get("model_id") or self.path.resolve().name)
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Read all that belongs to a checkpoint except the values of its weights. Raises CheckpointError."""
+    folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder")
-    raw = _read_json(folder / "config.json")
-    if raw.get("auto_map"):
-        raise CheckpointError("config.json asks to run code of the checkpoint (auto_map); such code is never run")
-    if raw.get("model_type") != _MODEL_TYPE:
+    raw = read_json(folder / "config.json")
+    notices = _refuse_other_architectures(raw)
+    image_config = ImageConfig.from_folder(folder)
+    tokenizer = read_tokenizer(folder)
+    weights = find_weights(folder)
+    config = _configuration(raw, has_head=_HEAD in weights.tensors)
+    _refuse_other_patches(image_config, config.vision_config)
+    held = config.text_config.vocab_size
+    known = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if known > held:
+        raise CheckpointError(f"the tokenizer numbers {known} tokens, the weights hold only {held}")
+    generation = _generation_config(folder, raw, tokenizer, held)
+    notices += [*_notices_of_code(folder), *weights.notices]
+    return Checkpoint(folder, config, tokenizer, image_config, generation, weights, tuple(notices))
+
+
+def _refuse_other_architectures(raw: dict[str, Any]) -> list[str]:
+    """Go on only with what the stock modules of Qwen2.5-VL can hold; returns what is worth knowing."""
+    kind, classes = raw.get("model_type"), raw.get("architectures") or []
+    stock = MODEL_CLASS in classes
+    if kind != MODEL_TYPE and not stock:
         raise CheckpointError(
-            f"config.json: model_type is {raw.get('model_type')!r}, only {_MODEL_TYPE!r} is supported"
+            f"config.json: model_type is {kind!r}, only {MODEL_TYPE!r} is supported"
+            + (" and the code that the checkpoint brings for it is never run" if raw.get("auto_map") else "")
         )
+    if raw.get("quantization_config"):
+        raise CheckpointError(
+            "config.json has a quantization_config: quantised weights are not read; use the checkpoint they came from"
+        )
+    notices = []
+    if kind != MODEL_TYPE:
+        notices.append(f"model_type {kind!r} is read as {MODEL_TYPE!r}, because architectures names {MODEL_CLASS}")
+    elif classes and not stock:
+        notices.append(f"the class {classes[0]!r} is read as {MODEL_CLASS}, because model_type is {MODEL_TYPE!r}")
+    return notices
+
+
+def _notices_of_code(folder: Path) -> list[str]:
+    """One line for each file that names code, which stays unused."""
+    naming = [name for name in _CODE_NAMING if read_json_if_there(folder / name).get("auto_map")]
+    return [
+        f"{name} names code of the checkpoint (auto_map); it is never run, the stock modules are used instead"
+        for name in naming
+    ]
+
+
+def _configuration(raw: dict[str, Any], *, has_head: bool) -> Any:
+    """The configuration without what asks for code or a certain attention kernel."""
+    raw = {name: value for name, value in raw.items() if name not in ("auto_map", "model_type", *_ATTENTION)}
+    for part in ("text_config", "vision_config"):
+        if isinstance(raw.get(part), dict):
+            raw[part] = {name: value for name, value in raw[part].items() if name not in ("auto_map", *_ATTENTION)}
     try:
         config: Any = Qwen2_5_VLConfig.from_dict(raw)
     except Exception as error:  # transformers validates with several families of exceptions
         raise CheckpointError(f"config.json cannot be used: {error}") from error
     if "sliding_attention" in (config.text_config.layer_types or ()):
         raise CheckpointError("config.json asks for sliding-window attention, which block decoding does not support")
+    # Several releases of transformers left the setting out, or in a place of its own, and disagree on its default.
+    # Where the file does not say it outright, a head in the weights is the better witness.
+    outright = raw.get("tie_word_embeddings")
+    config.tie_word_embeddings = outright if isinstance(outright, bool) else not has_head
     return config
 
 
-def read_tokenizer(folder: Path) -> Tokenizer:
-    """The checkpoint's `tokenizer.json`."""
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise CheckpointError("tokenizer.json is missing: the tokenizer belongs beside the weights")
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the Rust library raises plain Exception
-        raise CheckpointError(f"tokenizer.json cannot be used: {error}") from error
+def _refuse_other_patches(images: ImageConfig, vision: Any) -> None:
+    """Pictures must be cut as the tower expects them."""
+    for name, cut, wanted in (
+        ("patch_size", images.patch_size, vision.patch_size),
+        ("temporal_patch_size", images.temporal_patch_size, vision.temporal_patch_size),
+        ("merge_size", images.merge_size, vision.spatial_merge_size),
+    ):
+        if cut != wanted:
+            raise CheckpointError(f"the processor files say {name} {cut}, config.json wants {wanted}")
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, sorted. Pickles are refused."""
-    index = folder / "model.safetensors.index.json"
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        weight_map = _read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{index.name} holds no weight_map")
-        names = sorted(set(weight_map.values()))
-        for name in names:
-            if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-                raise CheckpointError(f"{index.name} names {name!r}, which is no safetensors file of this folder")
-            if not (folder / name).is_file():
-                raise CheckpointError(f"{name} is missing, though {index.name} names it")
-        return [folder / name for name in names]
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLED)
-    if pickles:
-        raise CheckpointError(f"{pickles[0]} is a pickle and is never opened; convert it to model.safetensors")
-    raise CheckpointError("model.safetensors is missing")
-
-
-def revision_of(files: list[Path]) -> str:
-    """First 12 hex digits of the SHA-256 over the weights files in order."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 22):
-                digest.update(chunk)
-    return digest.hexdigest()[:12]
-
-
-def canonical_key(key: str) -> str:
-    """A tensor's name in today's layout."""
-    for pattern, replacement in _KEY_MAP:
-        renamed, count = pattern.subn(replacement, key)
-        if count:
-            return renamed
-    return key
-
-
-def tensor_shapes(files: list[Path]) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and type of every tensor by its name in today's layout, without reading the values."""
-    shapes: dict[str, tuple[tuple[int, ...], str]] = {}
-    for file in files:
-        with _open(file) as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - not a mapping, has no __iter__
-                part = tensors.get_slice(key)
-                shapes[canonical_key(key)] = (tuple(part.get_shape()), str(part.get_dtype()))
-    return shapes
-
-
-def read_tensors(files: list[Path], dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
-    """All tensors by their name in today's layout, in the wanted type, on the device."""
-    tensors: dict[str, torch.Tensor] = {}
-    for file in files:
-        with _open(file) as source:
-            for key in source.keys():  # noqa: SIM118 - not a mapping, has no __iter__
-                name = canonical_key(key)
-                if name in tensors:
-                    raise CheckpointError(f"tensor {key} is given twice")
-                tensor = source.get_tensor(key)
-                if not tensor.is_floating_point():
-                    raise CheckpointError(f"tensor {key} holds {tensor.dtype}, not floating-point numbers")
-                tensors[name] = tensor.to(device=device, dtype=dtype)
-    return tensors
-
-
-def generation_config(folder: Path, config: Any, tokenizer: Tokenizer) -> dict[str, Any]:
+def _generation_config(folder: Path, raw: dict[str, Any], tokenizer: Tokenizer, vocabulary: int) -> dict[str, Any]:
     """`generation_config.json` (may be absent) with the mask token and the end tokens filled in."""
-    file = folder / "generation_config.json"
-    generation: dict[str, Any] = _read_json(file) if file.is_file() else {}
-    mask = generation.get("mask_token_id", getattr(config, "mask_token_id", None))
+    generation = read_json_if_there(folder / "generation_config.json")
+    text = raw["text_config"] if isinstance(raw.get("text_config"), dict) else {}
+    mask = _first("mask_token_id", generation, raw, text)
     if mask is None:
-        mask = _tokenizer_mask(folder, tokenizer)
+        mask = mask_token(folder, tokenizer)
     if mask is None:
-        raise CheckpointError("no mask token: neither config.json, generation_config.json nor the tokenizer names one")
-    ends = generation.get("eos_token_id", config.text_config.eos_token_id)
+        raise CheckpointError(
+            "no mask token: neither config.json nor generation_config.json has a mask_token_id, and the tokenizer "
+            "has neither a mask_token nor the token <|MASK|>; an autoregressive checkpoint has none"
+        )
+    ends = _first("eos_token_id", generation, raw, text)
     if ends is None:
-        ends = tokenizer.token_to_id("<|im_end|>")
+        ends = [number for token in _END_TOKENS if (number := tokenizer.token_to_id(token)) is not None][:1]
     ends = ends if isinstance(ends, list) else [ends]
+    if not ends:
+        raise CheckpointError("no end token: generation_config.json has no eos_token_id, the tokenizer no <|im_end|>")
     for name, number in [("mask_token_id", mask), *(("eos_token_id", end) for end in ends)]:
-        if not isinstance(number, int) or not 0 <= number < config.text_config.vocab_size:
+        if type(number) is not int or not 0 <= number < vocabulary:
             raise CheckpointError(f"{name} {number!r} is no token of this model")
+    if mask in ends:
+        raise CheckpointError(f"mask_token_id {mask} is an end token as well")
     return generation | {"mask_token_id": mask, "eos_token_ids": ends}
 
 
-def _tokenizer_mask(folder: Path, tokenizer: Tokenizer) -> int | None:
-    """The tokenizer's own mask token, else the one that block-diffusion checkpoints of this family use."""
-    file = folder / "tokenizer_config.json"
-    named = _read_json(file).get("mask_token") if file.is_file() else None
-    content = named.get("content") if isinstance(named, dict) else named
-    for token in (content, "<|MASK|>"):
-        if isinstance(token, str) and (number := tokenizer.token_to_id(token)) is not None:
-            return int(number)
-    return None
-
-
-def _open(file: Path) -> Any:
-    try:
-        return safe_open(str(file), framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file.name} is damaged or no safetensors file: {error}") from error
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{file.name} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file.name} is not JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{file.name} holds no JSON object")
-    return raw
+def _first(name: str, *places: dict[str, Any]) -> Any:
+    """The first value that is given."""
+    return next((place[name] for place in places if place.get(name) is not None), None)

@@ -94,7 +94,13 @@ def _parser() -> argparse.ArgumentParser:
     convert = commands.add_parser("convert", help="write a checkpoint again in today's layout")
     convert.add_argument("source", type=Path, metavar="SRC")
     convert.add_argument("target", type=Path, metavar="DST", help="a folder that does not exist yet")
-    convert.add_argument("--dtype", default=None, help="float32, bfloat16 or float16 (default: as stored)")
+    convert.add_argument("--dtype", default=None, help="float64, float32, bfloat16 or float16 (default: as stored)")
+    convert.add_argument(
+        "--max-shard-size", type=_size, default=None, metavar="SIZE", help="such as 500MB (default 4GB)"
+    )
+    convert.add_argument("--instruction", default=None, metavar="TEXT", help="the question the model was trained with")
+    convert.add_argument("--max-pixels", type=_positive, default=None, help="larger pictures are scaled down to it")
+    _add_decoding(convert)
     convert.set_defaults(run=_convert)
     return parser
 
@@ -116,6 +122,14 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return number
+
+
+def _size(text: str) -> int:
+    """Bytes, with an optional KB, MB or GB (powers of ten)."""
+    number, unit = text.upper().removesuffix("B"), 1
+    if number and number[-1] in "KMG":
+        number, unit = number[:-1], 1000 ** ("KMG".index(number[-1]) + 1)
+    return _positive(number) * unit
 
 
 def _seed(text: str) -> int:
@@ -286,8 +300,18 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from echo_model.convert import convert
+    from echo_model.convert import SHARD_BYTES, convert
 
-    loaded = convert(args.source, args.target, args.dtype)
-    print(f"{loaded.model_id} written to {args.target}")
+    names = ("block_length", "gen_length", "denoising_steps", "instruction")
+    loaded = convert(
+        args.source,
+        args.target,
+        args.dtype,
+        shard_bytes=args.max_shard_size or SHARD_BYTES,
+        generation={name: value for name in names if (value := getattr(args, name)) is not None},
+        max_pixels=args.max_pixels,
+    )
+    for notice in loaded.notices:
+        print(f"note: {notice}")
+    print(f"{loaded.model_id} written to {args.target} and read back")
     return 0

@@ -6,7 +6,6 @@ Patch order and resizing rules are those of the Qwen2-VL image processor (descri
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from echo_model.errors import CheckpointError, ImageError
+from echo_model.json_files import read_json, read_json_if_there
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -57,20 +57,36 @@ class ImageConfig:
         return 3 * self.temporal_patch_size * self.patch_size**2
 
     def __post_init__(self) -> None:
+        for name in ("patch_size", "temporal_patch_size", "merge_size", "min_pixels", "max_pixels", "max_image_pixels"):
+            if getattr(self, name) < 1:
+                raise CheckpointError(f"{name} {getattr(self, name)} must be at least 1")
+        if self.min_pixels > self.max_pixels:
+            raise CheckpointError(f"min_pixels {self.min_pixels} is more than max_pixels {self.max_pixels}")
+        if min(self.image_std) <= 0:
+            raise CheckpointError(f"image_std {self.image_std} must be positive")
         if self.image_size is not None and self.image_size % self.factor:
             raise CheckpointError(f"image_size {self.image_size} is no multiple of {self.factor} (patch x merge)")
 
     @classmethod
-    def from_file(cls, path: Path) -> ImageConfig:
-        """Read `preprocessor_config.json`. Raises CheckpointError when it is absent or malformed."""
-        try:
-            raw = json.loads(path.read_text("utf-8"))
-        except FileNotFoundError:
-            raise CheckpointError(f"{path.name} is missing: the processor files belong beside the weights") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path.name} is not JSON: {error}") from None
-        if not isinstance(raw, dict):
-            raise CheckpointError(f"{path.name} holds no JSON object")
+    def from_folder(cls, folder: Path) -> ImageConfig:
+        """Read `preprocessor_config.json`, else what newer tools write into `processor_config.json` instead.
+
+        Raises CheckpointError when neither is there or one is malformed.
+        """
+        path = folder / "preprocessor_config.json"
+        if path.is_file():
+            return cls._from_json(read_json(path), path.name)
+        joint = read_json_if_there(folder / "processor_config.json").get("image_processor")
+        if isinstance(joint, dict):
+            return cls._from_json(joint, "processor_config.json")
+        raise CheckpointError(
+            f"{path.name} is missing: it says how pictures are cut for these weights. Weights are often published "
+            "without it; copy it from the Qwen2.5-VL checkpoint that they were trained from (of the same size, such "
+            "as Qwen2.5-VL-7B-Instruct) into this folder"
+        )
+
+    @classmethod
+    def _from_json(cls, raw: dict[str, Any], name: str) -> ImageConfig:
         size = raw.get("size") or {}
         try:
             return cls(
@@ -85,10 +101,10 @@ class ImageConfig:
                 max_image_pixels=int(raw.get("max_image_pixels", 80_000_000)),
             )
         except (TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{path.name} has a value that cannot be used: {error}") from None
+            raise CheckpointError(f"{name} has a value that cannot be used: {error}") from None
 
     def to_json(self) -> dict[str, Any]:
-        """The content of a `preprocessor_config.json` that `from_file` reads back, and transformers understands."""
+        """The content of a `preprocessor_config.json` that `from_folder` reads back, and transformers understands."""
         return {
             "image_processor_type": "Qwen2VLImageProcessor",
             "patch_size": self.patch_size,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,14 @@ import torch
 from tokenizers import Tokenizer
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from echo_model.checkpoint_files import (
-    generation_config,
-    read_config,
-    read_tensors,
-    read_tokenizer,
-    revision_of,
-    weight_files,
-)
+from echo_model.checkpoint_files import Checkpoint, open_checkpoint
 from echo_model.errors import CheckpointError, SettingsError
 from echo_model.images import ImageConfig
 
+_log = logging.getLogger(__name__)
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 _HEAD, _EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
-_DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,7 @@ class LoadedModel:
 
     `model` is a stock `Qwen2_5_VLForConditionalGeneration` in eval mode. `generation_config` is the checkpoint's file
     as a dictionary, with `mask_token_id` (int) and `eos_token_ids` (list of int) always filled in. `revision` is the
-    first 12 hex digits of the SHA-256 of the weights.
+    first 12 hex digits of the SHA-256 of the weights. `notices` say what of the checkpoint was passed over.
     """
 
     model: Any
@@ -43,6 +37,7 @@ class LoadedModel:
     model_id: str
     revision: str
     path: Path
+    notices: tuple[str, ...] = ()
 
     @property
     def mask_token_id(self) -> int:
@@ -66,27 +61,51 @@ def load_model(
 ) -> LoadedModel:
     """Load a checkpoint folder. Takes no network and runs no code of the checkpoint.
 
-    `dtype` defaults to float32 on a CPU and to the checkpoint's own type elsewhere. Raises CheckpointError naming the
+    `dtype` defaults to float32 on a CPU and to the checkpoint's own type elsewhere. Weights that are stored in the
+    wanted type stay mapped from the files when the device is the CPU, so do not change the files while the model lives;
+    others are converted one by one, so that never more than one tensor is held twice. Raises CheckpointError naming the
     file or tensor that is wrong.
     """
-    folder = Path(path)
-    config = read_config(folder)
-    image_config = ImageConfig.from_file(folder / "preprocessor_config.json")
-    tokenizer = read_tokenizer(folder)
-    files = weight_files(folder)
+    checkpoint = open_checkpoint(path)
+    for notice in checkpoint.notices:
+        _log.warning("%s: %s", checkpoint.model_id, notice)
     target = _device(device)
-    wanted = _wanted_dtype(dtype, target, config)
-    model = _build(config)
-    _fill(model, read_tensors(files, wanted, target), tied=bool(config.tie_word_embeddings))
-    _restore_buffers(model, config, target)
+    model = empty_model(checkpoint)
+    _fill(model, checkpoint.weights.read(_wanted_dtype(dtype, target, checkpoint), target))
+    _restore_buffers(model, checkpoint.config, target)
     model.requires_grad_(False)
     model.eval()
-    generation = generation_config(folder, config, tokenizer)
-    known, held = tokenizer.get_vocab_size(), config.text_config.vocab_size
-    if known > held:
-        raise CheckpointError(f"tokenizer.json knows {known} tokens, the weights only {held}")
-    model_id = str(generation.get("model_id") or folder.resolve().name)
-    return LoadedModel(model, tokenizer, image_config, generation, model_id, revision_of(files), folder)
+    return LoadedModel(
+        model,
+        checkpoint.tokenizer,
+        checkpoint.image_config,
+        checkpoint.generation_config,
+        checkpoint.model_id,
+        checkpoint.weights.revision(),
+        checkpoint.path,
+        checkpoint.notices,
+    )
+
+
+def empty_model(checkpoint: Checkpoint) -> Any:
+    """The stock modules without memory behind their weights.
+
+    Raises CheckpointError unless names and shapes of the stored tensors are exactly those of the modules.
+    """
+    model = _build(checkpoint.config)
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    shapes = checkpoint.weights.shapes
+    if checkpoint.config.tie_word_embeddings and _EMBEDDING in shapes:
+        shapes.setdefault(_HEAD, shapes[_EMBEDDING])
+    missing = sorted(expected.keys() - shapes.keys())
+    if missing == [_HEAD]:
+        raise CheckpointError(f"tensor {_HEAD} is missing, though config.json has tie_word_embeddings false")
+    _refuse("missing", missing)
+    _refuse("not part of this architecture", sorted(shapes.keys() - expected.keys()))
+    for name, shape in expected.items():
+        if shapes[name] != shape:
+            raise CheckpointError(f"tensor {name} has shape {shapes[name]}, the config wants {shape}")
+    return model
 
 
 def _build(config: Any) -> Any:
@@ -98,32 +117,18 @@ def _build(config: Any) -> Any:
         raise CheckpointError(f"config.json describes no model that can be built: {error}") from error
 
 
-def _fill(model: Any, tensors: dict[str, torch.Tensor], *, tied: bool) -> None:
-    """Put the tensors into the modules after checking that names and shapes agree one to one."""
-    if tied and _EMBEDDING in tensors:
-        head = tensors.setdefault(_HEAD, tensors[_EMBEDDING])
-        if head is not tensors[_EMBEDDING] and not torch.equal(head, tensors[_EMBEDDING]):
+def _fill(model: Any, tensors: dict[str, torch.Tensor]) -> None:
+    """Put the tensors into the modules; a head that is tied to the embedding becomes the same parameter."""
+    tied = bool(model.config.tie_word_embeddings)
+    if tied:
+        embedding = tensors[_EMBEDDING]
+        head = tensors.setdefault(_HEAD, embedding)
+        if head is not embedding and not torch.equal(head, embedding):
             raise CheckpointError(f"tensor {_HEAD} differs from the embedding, though the config ties them")
-        tensors[_HEAD] = tensors[_EMBEDDING]
-    _compare(model, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        tensors[_HEAD] = embedding
     model.load_state_dict(tensors, strict=True, assign=True)
     if tied:
         model.lm_head.weight = model.model.language_model.embed_tokens.weight
-
-
-def refuse_wrong_tensors(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise CheckpointError unless names and shapes (today's layout) are exactly those of the configuration."""
-    tied = config.tie_word_embeddings and _EMBEDDING in shapes
-    _compare(_build(config), {_HEAD: shapes[_EMBEDDING], **shapes} if tied else shapes)
-
-
-def _compare(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    _refuse("missing", sorted(expected.keys() - shapes.keys()))
-    _refuse("not part of this architecture", sorted(shapes.keys() - expected.keys()))
-    for name, shape in expected.items():
-        if shapes[name] != shape:
-            raise CheckpointError(f"tensor {name} has shape {shapes[name]}, the config wants {shape}")
 
 
 def _refuse(what: str, names: list[str]) -> None:
@@ -158,12 +163,11 @@ def _device(name: str | torch.device) -> torch.device:
     return device
 
 
-def _wanted_dtype(dtype: str | torch.dtype | None, device: torch.device, config: Any) -> torch.dtype:
+def _wanted_dtype(dtype: str | torch.dtype | None, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
     if isinstance(dtype, str):
-        if dtype not in _DTYPES:
-            raise SettingsError(f"dtype {dtype!r} is unknown; allowed: {', '.join(_DTYPES)}")
-        return _DTYPES[dtype]
-    own = config.dtype
-    return own if device.type != "cpu" and isinstance(own, torch.dtype) else torch.float32
+        if dtype not in DTYPES:
+            raise SettingsError(f"dtype {dtype!r} is unknown; allowed: {', '.join(DTYPES)}")
+        return DTYPES[dtype]
+    return torch.float32 if device.type == "cpu" else checkpoint.weights.main_dtype
