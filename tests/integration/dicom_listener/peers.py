@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
+import ssl
 import time
 import weakref
 import zlib
@@ -99,6 +100,7 @@ class Sender:
         *,
         calling: str = "SENDER",
         called: str = "ECHO",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         ae = AE(ae_title=calling)
         ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 90
@@ -109,6 +111,7 @@ class Sender:
             "127.0.0.1",
             port,
             ae_title=called,
+            tls_args=None if tls is None else (tls, "localhost"),
             evt_handlers=[(evt.EVT_CONN_OPEN, lambda event: connections.append(event.assoc.dul.socket.socket))],
         )
         for connection in connections:  # the library leaves it open when the peer was the first to go

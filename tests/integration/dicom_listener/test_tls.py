@@ -11,13 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import UID
-from pynetdicom import AE
 
 from dicom_listener.adapters.tables import instances
 from dicom_listener.adapters.transport import TlsFiles, server_context
-from integration.dicom_listener.peers import DX, EXPLICIT, IMPLICIT, VERIFICATION, Listener, image, listening, wait_for
+from integration.dicom_listener.peers import Listener, Sender, image, listening, wait_for
 
 
 @dataclass(frozen=True)
@@ -98,20 +95,11 @@ def client(papers: Papers, own: tuple[Path, Path] | None = None) -> ssl.SSLConte
 
 def store(listener: Listener, context: ssl.SSLContext | None, size: int = 64) -> int | None:
     """Status of a C-STORE; None if there was no association."""
-    ae = AE(ae_title="SENDER")
-    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 30
-    ae.add_requested_context(DX, EXPLICIT)
-    ae.add_requested_context(VERIFICATION, IMPLICIT)
-    arguments = None if context is None else (context, "localhost")
-    assoc = ae.associate("127.0.0.1", listener.port, ae_title="ECHO", tls_args=arguments)
-    if not assoc.is_established:
+    sender = Sender(listener.port, tls=context)
+    if not sender.assoc.is_established:
         return None
-    ds = image(size=size)
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = UID(EXPLICIT)
-    status = assoc.send_c_store(ds).get("Status")
-    assoc.release()
-    return None if status is None else int(status)
+    with sender:
+        return sender.send(image(size=size))
 
 
 def reasons(listener: Listener) -> list[tuple[str, str]]:
@@ -144,7 +132,7 @@ def test_mutual_tls(mutual: Listener, papers: Papers) -> None:
 @pytest.mark.parametrize(("version", "answered"), [("TLSv1_1", False), ("TLSv1_2", True), ("TLSv1_3", True)])
 def test_versions(tls: Listener, papers: Papers, version: str, answered: bool) -> None:
     context = client(papers)
-    with pytest.warns(DeprecationWarning) if version == "TLSv1_1" else contextlib.nullcontext():
+    with pytest.warns(DeprecationWarning, match="TLSv1_1") if version == "TLSv1_1" else contextlib.nullcontext():
         context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
     context.set_ciphers("ALL:@SECLEVEL=0")
     assert (store(tls, context) == 0) is answered

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from pipeline.clock import iso
-from pipeline.events import STUDY_COMPLETED
+from pipeline.events import DICOM_REFUSED, STUDY_COMPLETED, Event
 from unit.console.study_events import START, StudyEvents
 from unit.console.web_client import Console
 
@@ -170,6 +170,7 @@ def test_the_openapi_document_names_every_route(console: Console) -> None:
         "/api/studies/{study_instance_uid}",
         "/api/studies/{study_instance_uid}/images/{sop_instance_uid}.png",
         "/api/dead-letters",
+        "/api/refusals",
         "/api/events",
     }
     states = document["components"]["schemas"]["StudyItem"]["properties"]["state"]["enum"]
@@ -196,3 +197,42 @@ def test_searches_use_an_index_and_sort_nothing(console: Console) -> None:
             plan = str(connection.exec_driver_sql("EXPLAIN QUERY PLAN " + base.format(condition)).all())
         assert "USING INDEX" in plan, condition
         assert "TEMP B-TREE" not in plan, condition
+
+
+def refused(number: int, calling: str = "PACS", code: str = "low_space") -> Event:
+    at = START + timedelta(seconds=number)
+    data = {
+        "scope": "object",
+        "reason": {"code": code, "text": "free space is below the watermark"},
+        "status": "A700",
+        "calling_ae_title": calling,
+        "called_ae_title": "ECHO",
+        "address": "192.0.2.7",
+        "accession_number": None,
+        "count": 3,
+        "first_at": iso(START),
+        "last_at": iso(at),
+    }
+    return Event(DICOM_REFUSED, "/dicom_listener", calling, f"refusal-{number}", at, data)
+
+
+def test_refusals_are_found_by_sender_time_and_reason(console: Console) -> None:
+    events = [refused(1), refused(2, calling="MOBILE1"), refused(3, code="truncated"), refused(4)]
+    console.feed([*events, events[0]])
+
+    def found(**search: str) -> list[str]:
+        items = console.http.get("/api/refusals", params=search).json()["items"]
+        return [item["event_id"] for item in items]
+
+    ids = [event.id for event in events]
+    assert found() == ids[::-1]
+    assert found(calling_ae_title="MOBILE1") == [ids[1]]
+    assert found(reason="truncated") == [ids[2]]
+    assert found(since=iso(START + timedelta(seconds=2)), until=iso(START + timedelta(seconds=4))) == [ids[2], ids[1]]
+    first = console.http.get("/api/refusals", params={"limit": 1}).json()
+    assert (first["items"][0]["reason"]["code"], first["items"][0]["status"], first["items"][0]["count"]) == (
+        "low_space",
+        "A700",
+        3,
+    )
+    assert found(cursor=first["next"]) == ids[2::-1]

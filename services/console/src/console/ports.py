@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
-from console.domain.facts import DeadLetter, Fact, Image
+from console.domain.facts import DeadLetter, Fact, Image, WireRefusal
 from console.domain.state import StudySummary
 
 
@@ -31,6 +31,10 @@ class Projection(Protocol):
 
     def add_dead_letter(self, letter: DeadLetter) -> None:
         """Keep the dead letter; one that is known already changes nothing."""
+        ...
+
+    def add_refusal(self, refusal: WireRefusal) -> None:
+        """Keep the refusal; one that is known already changes nothing."""
         ...
 
     def save(self, summary: StudySummary, now: datetime) -> None:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import ssl
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from dicom_listener.adapters.ledger import SqlLedger
 from dicom_listener.adapters.scp import ScpOptions, StorageScp
 from dicom_listener.adapters.staging import clear_leftovers
 from dicom_listener.adapters.tables import outbox
+from dicom_listener.adapters.transport import TlsFiles, server_context, tls_words
 from dicom_listener.domain.completeness import Rules
 from dicom_listener.domain.watermark import Watermark
 from dicom_listener.handlers.associations import Associations
 from dicom_listener.handlers.complete import CompletenessLoop
 from dicom_listener.handlers.receive import Receiver
+from dicom_listener.handlers.refusals import RefusalBook
 from dicom_listener.settings import Settings
 from pipeline.buses import make_bus
 from pipeline.clock import SystemClock
@@ -41,8 +46,52 @@ def free_bytes(store: ObjectStore) -> int:
     return staging if stored is None else min(staging, stored)
 
 
+def server_tls(settings: Settings) -> ssl.SSLContext | None:
+    """TLS of the DICOM port; files that cannot be used end the process with status 2."""
+    if settings.tls_certificate_file is None or settings.tls_key_file is None:
+        return None
+    checks: list[tuple[str, str]] = [
+        ("ECHO_TLS_CERTIFICATE_FILE", settings.tls_certificate_file),
+        ("ECHO_TLS_KEY_FILE", settings.tls_key_file),
+    ]
+    if settings.tls_client_ca_file is not None:
+        checks.append(("ECHO_TLS_CLIENT_CA_FILE", settings.tls_client_ca_file))
+    for name, path in checks:
+        try:
+            Path(path).read_bytes()
+        except OSError as error:
+            wrong_setting(name, f"is {path!r}; {error.strerror}")
+    files = TlsFiles(settings.tls_certificate_file, settings.tls_key_file)
+    try:
+        server_context(files)
+    except OSError as error:
+        wrong_setting(
+            "ECHO_TLS_CERTIFICATE_FILE",
+            f"{settings.tls_certificate_file!r} and ECHO_TLS_KEY_FILE {settings.tls_key_file!r} are not a PEM "
+            f"certificate and its unencrypted private key ({tls_words(error)})",
+        )
+    try:
+        return server_context(replace(files, client_ca_file=settings.tls_client_ca_file))
+    except OSError as error:
+        wrong_setting(
+            "ECHO_TLS_CLIENT_CA_FILE",
+            f"{settings.tls_client_ca_file!r} holds no certificate of an authority ({tls_words(error)})",
+        )
+
+
+def wrong_setting(name: str, what: str) -> NoReturn:
+    """End the process with status 2 and a sentence."""
+    sys.stderr.write(f"wrong setting {name}: {what}\n")
+    raise SystemExit(2)
+
+
 def bind_scp(
-    settings: Settings, receiver: Receiver, associations: Associations, store: ObjectStore, clock: SystemClock
+    settings: Settings,
+    receiver: Receiver,
+    associations: Associations,
+    refusals: RefusalBook,
+    store: ObjectStore,
+    clock: SystemClock,
 ) -> StorageScp:
     """The SCP on its port; a port that cannot be had ends the process with status 2."""
     options = ScpOptions(
@@ -51,18 +100,22 @@ def bind_scp(
         ae_title=settings.ae_title,
         require_called_aet=settings.require_called_aet,
         maximum_associations=settings.maximum_associations,
+        maximum_associations_per_peer=settings.maximum_associations_per_peer,
         maximum_pdu_bytes=settings.maximum_pdu_bytes,
+        maximum_object_bytes=settings.maximum_object_bytes,
         network_timeout_seconds=settings.network_timeout_seconds,
+        request_timeout_seconds=settings.request_timeout_seconds,
+        access=[peer.rule() for peer in settings.allowed_peers],
+        tls=server_tls(settings),
     )
     try:
-        return StorageScp(options, receiver, associations, store, clock)
+        return StorageScp(options, receiver, associations, refusals, store, clock)
     except OSError as error:
         why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound ({error.strerror})"
-        sys.stderr.write(
-            f"wrong setting ECHO_DICOM_PORT: port {settings.dicom_port} on {settings.dicom_host} {why}; "
-            "set another one or stop what uses it\n"
+        wrong_setting(
+            "ECHO_DICOM_PORT",
+            f"port {settings.dicom_port} on {settings.dicom_host} {why}; set another one or stop what uses it",
         )
-        raise SystemExit(2) from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,19 +141,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     associations = Associations()
     ledger = SqlLedger(database, settings.duplicate_policy)
     rules = Rules(settings.quiet_seconds, settings.release_seconds, settings.maximum_age_seconds)
+    refusals = RefusalBook(ledger, clock)
     receiver = Receiver(
         store,
         ledger,
         associations,
+        refusals,
         clock,
         Watermark(settings.min_free_bytes, settings.resume_free_bytes),
         lambda: free_bytes(store),
     )
     completeness = CompletenessLoop(ledger, associations, rules, clock)
     completeness.adopt()
-    scp = bind_scp(settings, receiver, associations, store, clock)
+    scp = bind_scp(settings, receiver, associations, refusals, store, clock)
 
     runner.add_loop("completeness", completeness.run)
+    runner.add_loop("refusals", refusals.run)
     runner.add_loop("outbox", OutboxRelay(database, outbox, producer, clock).run)
 
     def listen() -> None:

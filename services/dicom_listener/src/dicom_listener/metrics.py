@@ -7,7 +7,14 @@ from prometheus_client import Counter, Gauge, Histogram
 ASSOCIATIONS = Counter("echo_dicom_associations_total", "Associations by how they went", ["outcome"])
 OBJECTS = Counter("echo_dicom_objects_total", "C-STORE requests answered, by DIMSE status in hexadecimal", ["status"])
 RECORDED = Counter("echo_dicom_objects_recorded_total", "Objects acknowledged, by what became of them", ["outcome"])
-REFUSALS = Counter("echo_dicom_refusals_total", "Objects refused, by reason", ["reason"])
+REFUSALS = Counter(
+    "echo_dicom_refusals_total",
+    "Connections, associations, objects and requests refused, by reason",
+    ["scope", "reason"],
+)
+REFUSALS_UNTOLD = Counter(
+    "echo_dicom_refusals_untold_total", "Refusals that are in the log only, because too many different ones waited"
+)
 BYTES = Counter("echo_dicom_received_bytes_total", "Bytes of acknowledged objects")
 STORE_SECONDS = Histogram(
     "echo_dicom_store_seconds",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import Protocol
+from typing import Literal, Protocol
 
 from dicom_listener.domain.completeness import CompletionReason, OpenStudy
 from dicom_listener.domain.header import ObjectHeader
@@ -35,15 +35,38 @@ class StoredObject:
 
 @dataclass(frozen=True)
 class Refusal:
-    """What the table `refusals` keeps. `text` has no identifiers; the accession number lets a person find it."""
+    """A sender was told no. `text` has no identifiers; the accession number lets a person find it.
 
+    `status` is the DIMSE status of a refused object or request, `rejection` (result, source, reason) that of a rejected
+    association; a connection that was closed or aborted has neither.
+    """
+
+    scope: Literal["connection", "association", "object", "request"]
     reason: str
-    status: int
     text: str
     peer: Peer
+    status: int | None = None
+    rejection: tuple[int, int, int] | None = None
     accession_number: str | None = None
     sop_class_uid: str | None = None
     quarantine_key: str | None = None
+
+    @property
+    def answer(self) -> str | None:
+        """What the sender was told, as people write it: `A700`, `2/3/2`."""
+        if self.status is not None:
+            return f"{self.status:04X}"
+        return None if self.rejection is None else "/".join(str(part) for part in self.rejection)
+
+
+@dataclass(frozen=True)
+class CountedRefusal:
+    """The same refusal, `count` times between two moments."""
+
+    refusal: Refusal
+    count: int
+    first_at: datetime
+    last_at: datetime
 
 
 class Recorded(Enum):
@@ -62,8 +85,8 @@ class Ledger(Protocol):
         """Index an object; with it, in the same transaction, the event of a study version that it opens."""
         ...
 
-    def refuse(self, refusal: Refusal, now: datetime) -> None:
-        """Write down a refusal."""
+    def refuse(self, refusals: Sequence[CountedRefusal], now: datetime) -> None:
+        """Write down refusals, with an event for each."""
         ...
 
     def open_studies(self) -> Sequence[OpenStudy]:

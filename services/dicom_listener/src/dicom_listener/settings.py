@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, ValidationInfo, field_validator
 
+from dicom_listener.domain.access import AccessRule
 from pipeline.settings import BusSettings, CommonSettings, DatabaseSettings, ObjectStoreSettings
+
+
+class AllowedPeer(BaseModel):
+    """One entry of the allow-list."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    called: str = Field("*", min_length=1, max_length=16)
+    calling: str = Field("*", min_length=1, max_length=16)
+    networks: list[IPvAnyNetwork] = []
+
+    def rule(self) -> AccessRule:
+        """For the domain."""
+        return AccessRule(self.called.strip(), self.calling.strip(), tuple(self.networks))
 
 
 class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSettings):
@@ -24,11 +39,38 @@ class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSetting
     maximum_associations: int = Field(
         32, ge=1, le=1000, description="Associations at the same time; further ones are rejected as transient."
     )
+    maximum_associations_per_peer: int = Field(
+        16, ge=1, le=1000, description="Associations at the same time from one network address."
+    )
+    allowed_peers: list[AllowedPeer] = Field(
+        [],
+        description='Who may send, as JSON: `[{"called": "ECHO", "calling": "PACS", "networks": ["10.1.0.0/16"]}]`; '
+        "`called` and `calling` default to `*` (any), no `networks` means any. Empty: everybody.",
+    )
+    tls_certificate_file: str | None = Field(
+        None, description="PEM file with this server's certificate chain: the DICOM port then speaks TLS only."
+    )
+    tls_key_file: str | None = Field(
+        None, validate_default=True, description="PEM file with the private key of the certificate."
+    )
+    tls_client_ca_file: str | None = Field(
+        None,
+        description="PEM file of authorities: senders must show a certificate that one of them signed (mutual TLS).",
+    )
+    maximum_object_bytes: int = Field(
+        2 * 2**30, ge=1024, description="A larger object is refused (A701H); what came of it is dropped."
+    )
     maximum_pdu_bytes: int = Field(
         131_072, ge=4_096, le=4_194_304, description="Largest P-DATA-TF that peers are told to send."
     )
     network_timeout_seconds: float = Field(
         60.0, gt=0, le=3600, description="An association silent for this long is aborted."
+    )
+    request_timeout_seconds: float = Field(
+        30.0,
+        gt=0,
+        le=600,
+        description="A connection without an association request by then is closed (ARTIM), as is a TLS handshake.",
     )
     drain_seconds: float = Field(
         20.0, ge=0, le=600, description="After SIGTERM, running associations get this long to finish."
@@ -52,6 +94,20 @@ class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSetting
         "keep_first",
         description="Same SOP Instance UID with other bytes: the first stays the valid one, or the last replaces it.",
     )
+
+    @field_validator("tls_key_file")
+    @classmethod
+    def _key_of_certificate(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if (value is None) != (info.data.get("tls_certificate_file") is None):
+            raise ValueError("ECHO_TLS_CERTIFICATE_FILE and ECHO_TLS_KEY_FILE belong together")
+        return value
+
+    @field_validator("tls_client_ca_file")
+    @classmethod
+    def _authorities_need_tls(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("tls_certificate_file") is None:
+            raise ValueError("it needs ECHO_TLS_CERTIFICATE_FILE and ECHO_TLS_KEY_FILE")
+        return value
 
     @field_validator("resume_free_bytes")
     @classmethod

@@ -15,13 +15,15 @@ from console.adapters.models import (
     DeadLetterOut,
     DeadLetterPage,
     Problem,
+    RefusalOut,
+    RefusalPage,
     StudyDetail,
     StudyItem,
     StudyPage,
     study_detail,
 )
 from console.adapters.problems import MEDIA_TYPE
-from console.adapters.queries import Queries, StudyFilter
+from console.adapters.queries import Queries, RefusalFilter, StudyFilter
 from console.domain.state import State
 
 Uid = Annotated[str, Path(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=64)]
@@ -91,6 +93,20 @@ def api_router(queries: Queries, images: ImageService, feed: ChangeFeed, stop: t
         """Events that consumers gave up, newest first."""
         page = queries.dead_letters(cursor, limit)
         return DeadLetterPage(items=[DeadLetterOut(**row) for row in page.rows], next=page.next)
+
+    @router.get("/refusals", responses=_answers(422, 503))
+    def refusals(
+        calling_ae_title: Annotated[str | None, Query(max_length=16)] = None,
+        reason: Annotated[str | None, Query(max_length=64, description="Reason code.")] = None,
+        since: Annotated[AwareDatetime | None, Query(description="At this time or later.")] = None,
+        until: Annotated[AwareDatetime | None, Query(description="Before this time.")] = None,
+        cursor: Cursor = None,
+        limit: Limit = 50,
+    ) -> RefusalPage:
+        """What senders were refused by the DICOM listener, and why, newest first."""
+        wanted = RefusalFilter(calling_ae_title or None, reason or None, since, until)
+        page = queries.refusals(wanted, cursor, limit)
+        return RefusalPage(items=[RefusalOut.of_row(row) for row in page.rows], next=page.next)
 
     @router.get(
         "/events",

@@ -186,6 +186,35 @@ class DeadLetterPage(BaseModel):
     next: str | None
 
 
+class RefusalOut(BaseModel):
+    """A sender was told no; the same refusal `count` times between `first_at` and `at` is one entry."""
+
+    event_id: str
+    at: Moment
+    first_at: Moment
+    scope: Literal["connection", "association", "object", "request"]
+    reason: ReasonOut
+    status: str | None = Field(description="What the sender was told: DIMSE status, or result/source/reason.")
+    calling_ae_title: str
+    called_ae_title: str
+    address: str
+    accession_number: str | None
+    count: int
+
+    @classmethod
+    def of_row(cls, row: Row) -> RefusalOut:
+        """From a row of the table `refusals`."""
+        reason = ReasonOut(code=row["reason_code"], text=row["reason_text"])
+        return cls(**{name: row[name] for name in cls.model_fields if name != "reason"}, reason=reason)
+
+
+class RefusalPage(BaseModel):
+    """Refusals, newest first."""
+
+    items: list[RefusalOut]
+    next: str | None
+
+
 class Problem(BaseModel):
     """An error as RFC 9457 writes it."""
 

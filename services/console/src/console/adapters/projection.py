@@ -14,7 +14,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Connection
 
 from console.adapters import tables
-from console.domain.facts import DeadLetter, Fact, Image
+from console.domain.facts import DeadLetter, Fact, Image, WireRefusal
 from console.domain.state import StudySummary
 from pipeline.database import Database
 
@@ -66,6 +66,10 @@ class SqlProjection:
         """Insert, unless the letter is known."""
         self._connection.execute(self._insert(tables.dead_letters).values(asdict(letter)).on_conflict_do_nothing())
 
+    def add_refusal(self, refusal: WireRefusal) -> None:
+        """Insert, unless the refusal is known."""
+        self._connection.execute(self._insert(tables.refusals).values(asdict(refusal)).on_conflict_do_nothing())
+
     def save(self, summary: StudySummary, now: datetime) -> None:
         """Upsert the study's line."""
         row = asdict(summary)
@@ -100,7 +104,14 @@ def begin_generation(database: Database, number: int) -> None:
             return
         if built is not None:
             log.warning("read model is built anew", extra={"generation": number})
-            for table in (tables.studies, tables.facts, tables.images, tables.dead_letters, tables.inbox.table):
+            for table in (
+                tables.studies,
+                tables.facts,
+                tables.images,
+                tables.dead_letters,
+                tables.refusals,
+                tables.inbox.table,
+            ):
                 connection.execute(table.delete())
             connection.execute(tables.generation.delete())
         insert = sqlite_insert if database.is_sqlite else postgresql_insert

@@ -38,6 +38,16 @@ class StudyFilter:
 
 
 @dataclass(frozen=True)
+class RefusalFilter:
+    """What is searched for among refusals; None means anything. `until` is not included."""
+
+    calling_ae_title: str | None = None
+    reason: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True)
 class Page:
     """Some rows, newest first, and the cursor of what follows (None at the end)."""
 
@@ -84,6 +94,20 @@ class Queries:
         """Dead letters, newest first."""
         t = tables.dead_letters.c
         return self._page(sa.select(tables.dead_letters), t.at, t.event_id, cursor, limit)
+
+    def refusals(self, wanted: RefusalFilter, cursor: str | None, limit: int) -> Page:
+        """What senders were refused, newest first."""
+        t = tables.refusals.c
+        query = sa.select(tables.refusals)
+        if wanted.calling_ae_title is not None:
+            query = query.where(t.calling_ae_title == wanted.calling_ae_title)
+        if wanted.reason is not None:
+            query = query.where(t.reason_code == wanted.reason)
+        if wanted.since is not None:
+            query = query.where(t.at >= wanted.since)
+        if wanted.until is not None:
+            query = query.where(t.at < wanted.until)
+        return self._page(query, t.at, t.event_id, cursor, limit)
 
     def _page(
         self,

@@ -111,6 +111,26 @@ dead_letters = sa.Table(
     sa.Index("dead_letters_at", "at", "event_id"),
 )
 
+refusals = sa.Table(
+    "refusals",
+    metadata,
+    sa.Column("event_id", sa.Text, primary_key=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("first_at", UtcDateTime, nullable=False),
+    sa.Column("scope", sa.Text, nullable=False),
+    sa.Column("reason_code", sa.Text, nullable=False),
+    sa.Column("reason_text", sa.Text, nullable=False),
+    sa.Column("status", sa.Text),
+    sa.Column("calling_ae_title", sa.Text, nullable=False),
+    sa.Column("called_ae_title", sa.Text, nullable=False),
+    sa.Column("address", sa.Text, nullable=False),
+    sa.Column("accession_number", sa.Text),
+    sa.Column("count", sa.Integer, nullable=False),
+    sa.Index("refusals_at", "at", "event_id"),
+    sa.Index("refusals_calling", "calling_ae_title", "at", "event_id"),
+    sa.Index("refusals_reason", "reason_code", "at", "event_id"),
+)
+
 generation = sa.Table(
     "generation",
     metadata,

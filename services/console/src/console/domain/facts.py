@@ -77,6 +77,24 @@ class DeadLetter:
     attempts: int
 
 
+@dataclass(frozen=True)
+class WireRefusal:
+    """A sender was told no by the DICOM listener; `count` times the same between `first_at` and `at`."""
+
+    event_id: str
+    at: datetime
+    first_at: datetime
+    scope: str
+    reason_code: str
+    reason_text: str
+    status: str | None
+    calling_ae_title: str
+    called_ae_title: str
+    address: str
+    accession_number: str | None
+    count: int
+
+
 def fact_of(event: Event) -> Fact:
     """The fact that an event states."""
     if event.type == DEAD_LETTER:
@@ -129,6 +147,25 @@ def dead_letter_of(event: Event) -> DeadLetter:
         error_code=data["error_code"],
         error_message=data["error_message"],
         attempts=data["attempts"],
+    )
+
+
+def refusal_of(event: Event) -> WireRefusal:
+    """The refusal that an event of the listener tells of."""
+    data = event.data
+    return WireRefusal(
+        event_id=event.id,
+        at=parse_iso(data["last_at"]),
+        first_at=parse_iso(data["first_at"]),
+        scope=data["scope"],
+        reason_code=data["reason"]["code"],
+        reason_text=data["reason"]["text"],
+        status=data["status"],
+        calling_ae_title=data["calling_ae_title"],
+        called_ae_title=data["called_ae_title"],
+        address=data["address"],
+        accession_number=data["accession_number"],
+        count=data["count"],
     )
 
 

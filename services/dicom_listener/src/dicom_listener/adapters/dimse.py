@@ -9,16 +9,18 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydicom import config as pydicom_config
 from pynetdicom import _config
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_messages import C_STORE_RQ
+from pynetdicom.dimse_messages import C_STORE_RQ, N_EVENT_REPORT_RQ
 from pynetdicom.pdu_primitives import P_DATA
 
 from dicom_listener.adapters.staging import IncomingFile
+from dicom_listener.domain.access import TurnedAway
 
 log = logging.getLogger(__name__)
 
@@ -38,30 +40,82 @@ def configure() -> None:
     pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
 
 
+_MAX_COMMAND = 16_384  # bytes; the longest command of the standard has some hundred
+_MAX_REQUEST = 4 * 2**20  # bytes of a data set that is no object: 30,000 instances in one commitment request
+_MAX_WAITING = 4  # requests; asynchronous operations are not negotiated, so a sender waits for each answer
+
+
+class _TooLong(Exception):
+    pass
+
+
+@dataclass
+class _Progress:
+    """How much of the message under way has come."""
+
+    context_id: int | None = None
+    has_command: bool = False
+    command_bytes: int = 0
+    request_bytes: int = 0
+
+
 class StagingDimse(DIMSEServiceProvider):
     """Replaces an association's provider before its first message."""
 
-    def __init__(self, assoc: Any, connection: socket.socket, begin: Begin) -> None:
+    def __init__(
+        self, assoc: Any, connection: socket.socket, begin: Begin, turn_away: Callable[[TurnedAway], None]
+    ) -> None:
         super().__init__(assoc)
         self.connection = connection
         self._begin = begin
+        self._turn_away = turn_away
         self._incoming: list[IncomingFile] = []
+        self._progress = _Progress()
 
     def receive_primitive(self, primitive: P_DATA) -> None:
         """One P-DATA; its values are handled one by one, so that a file stands ready before the first data fragment."""
         try:
             for value in primitive.presentation_data_value_list:
+                self._check(*value)
                 single = P_DATA()
                 single.presentation_data_value_list.append(value)
                 super().receive_primitive(single)
                 self._stage()
-        except Exception as error:
-            # Anything can be in a peer's bytes. "Unexpected PDU" makes the state machine abort the association.
-            log.warning("peer sent a message that cannot be decoded", exc_info=error)
+                if self.message is None:
+                    self._progress = _Progress()
+        except Exception as error:  # noqa: BLE001  # anything can be in a peer's bytes
+            # "Unexpected PDU" makes the state machine abort the association.
+            too_long = isinstance(error, _TooLong)
+            self._turn_away(TurnedAway.MESSAGE_TOO_LONG if too_long else TurnedAway.MESSAGE_INVALID)
+            log.info("a message is at fault", extra={"error": type(error).__name__})
             self.abandon()
             self.dul.event_queue.put("Evt19")
 
+    def _check(self, context_id: int, value: bytes) -> None:
+        """Raise for a fragment that must not come now (PS3.8 annex E), or that would fill the memory."""
+        progress = self._progress
+        if context_id not in self.assoc._accepted_cx:
+            raise ValueError("no such presentation context")
+        if progress.context_id not in (None, context_id):
+            raise ValueError("fragments of two contexts are mixed")
+        if progress.context_id is None and self.msg_queue.qsize() >= _MAX_WAITING:
+            raise ValueError("requests are sent without waiting for answers")
+        progress.context_id = context_id
+        if value[0] & 1:
+            if progress.has_command:
+                raise ValueError("a command inside a data set")
+            progress.has_command = bool(value[0] & 2)
+            progress.command_bytes += len(value)
+        elif not progress.has_command:
+            raise ValueError("a data set without a command")
+        elif not isinstance(self.message, C_STORE_RQ):
+            progress.request_bytes += len(value)
+        if progress.command_bytes > _MAX_COMMAND or progress.request_bytes > _MAX_REQUEST:
+            raise _TooLong
+
     def _stage(self) -> None:
+        if isinstance(self.message, N_EVENT_REPORT_RQ):
+            raise ValueError("nobody here asked for an event report")  # the library would start a thread for each
         if not isinstance(self.message, C_STORE_RQ) or self.message._data_set_file is not None:
             return
         message: Any = self.message  # the library declares its own temporary file where ours goes
@@ -80,6 +134,8 @@ class StagingDimse(DIMSEServiceProvider):
         message: Any = self.message
         if message is not None and message._data_set_file is not None:
             message._data_set_file.discard()
+        self.message = None
+        self._progress = _Progress()
 
     def discard_all(self) -> None:
         """The association has ended: nothing of it that was not acknowledged is kept."""

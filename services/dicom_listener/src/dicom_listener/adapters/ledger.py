@@ -11,11 +11,12 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Connection
 
-from dicom_listener.adapters.tables import instances, outbox, refusals, studies
+from dicom_listener.adapters import tables
+from dicom_listener.adapters.tables import instances, outbox, studies
 from dicom_listener.domain.completeness import CompletionReason, OpenStudy
 from dicom_listener.domain.header import merged
-from dicom_listener.handlers.events import study_completed, study_opened
-from dicom_listener.ports import Recorded, Refusal, StoredObject
+from dicom_listener.handlers.events import dicom_refused, study_completed, study_opened
+from dicom_listener.ports import CountedRefusal, Recorded, StoredObject
 from pipeline.clock import iso
 from pipeline.database import Database
 from pipeline.errors import TransientError
@@ -167,28 +168,35 @@ class SqlLedger:
             studies.update().where(studies.c.study_instance_uid == header.study_instance_uid).values(**values)
         )
 
-    def refuse(self, refusal: Refusal, now: datetime) -> None:
-        """Write down a refusal."""
+    def refuse(self, refusals: Sequence[CountedRefusal], now: datetime) -> None:
+        """Write down refusals, with an event for each."""
         with self._database.write() as connection:
-            connection.execute(
-                refusals.insert().values(
-                    at=now,
-                    reason=refusal.reason,
-                    status=refusal.status,
-                    text=refusal.text,
-                    calling_ae_title=refusal.peer.calling_ae_title,
-                    called_ae_title=refusal.peer.called_ae_title,
-                    address=refusal.peer.address,
-                    accession_number=refusal.accession_number,
-                    sop_class_uid=refusal.sop_class_uid,
-                    quarantine_key=refusal.quarantine_key,
+            for each in refusals:
+                refusal = each.refusal
+                connection.execute(
+                    tables.refusals.insert().values(
+                        at=each.last_at,
+                        first_at=each.first_at,
+                        count=each.count,
+                        scope=refusal.scope,
+                        reason=refusal.reason,
+                        status=refusal.status,
+                        answer=refusal.answer,
+                        text=refusal.text,
+                        calling_ae_title=refusal.peer.calling_ae_title,
+                        called_ae_title=refusal.peer.called_ae_title,
+                        address=refusal.peer.address,
+                        accession_number=refusal.accession_number,
+                        sop_class_uid=refusal.sop_class_uid,
+                        quarantine_key=refusal.quarantine_key,
+                    )
                 )
-            )
+                outbox.add(connection, dicom_refused(each, now))
 
     def forget_refusals(self, before: datetime) -> None:
         """Delete refusals older than that."""
         with self._database.write() as connection:
-            connection.execute(refusals.delete().where(refusals.c.at < before))
+            connection.execute(tables.refusals.delete().where(tables.refusals.c.at < before))
 
     def open_studies(self) -> Sequence[OpenStudy]:
         """All studies that are being received."""

@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import logging
 import socket
+import ssl
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pynetdicom import AE, evt
-from pynetdicom.transport import ThreadedAssociationServer
 
 from dicom_listener import metrics
 from dicom_listener.adapters.dimse import StagingDimse, configure
 from dicom_listener.adapters.staging import IncomingFile
+from dicom_listener.adapters.transport import PduReader, Server
+from dicom_listener.domain.access import AccessRule, TurnedAway, check_access
 from dicom_listener.domain.refusals import SUCCESS, Reason
 from dicom_listener.handlers.associations import Associations
 from dicom_listener.handlers.receive import Receiver
-from dicom_listener.ports import Peer
+from dicom_listener.handlers.refusals import RefusalBook
+from dicom_listener.ports import Peer, Refusal
 from pipeline.clock import Clock
 from pipeline.store import ObjectStore
 
 log = logging.getLogger(__name__)
 
-_VERIFICATION = "1.2.840.10008.1.1"
+VERIFICATION = "1.2.840.10008.1.1"
 _ABORT_SECONDS = 0.5
-_TRANSIENT, _PRESENTATION, _CONGESTION = 0x02, 0x03, 0x01  # PS3.8 table 9-21: rejected for now
-
-
-class _Server(ThreadedAssociationServer):
-    request_queue_size = 128
-    daemon_threads = True
+_WAITING_ROOM = 32  # connections beyond the associations: those that are to hear that there are too many, and probes
 
 
 @dataclass(frozen=True)
@@ -43,30 +42,49 @@ class ScpOptions:
     ae_title: str
     require_called_aet: bool
     maximum_associations: int
+    maximum_associations_per_peer: int
     maximum_pdu_bytes: int
+    maximum_object_bytes: int
     network_timeout_seconds: float
+    request_timeout_seconds: float
+    access: Sequence[AccessRule] = ()
+    tls: ssl.SSLContext | None = None
+
+    def rules(self) -> Sequence[AccessRule]:
+        """The allow-list; without one, `require_called_aet` is a rule by itself."""
+        return self.access or ([AccessRule(called=self.ae_title.strip())] if self.require_called_aet else [])
 
 
 class StorageScp:
     """One listening port. pynetdicom runs two threads per association; the receiver is called from one of them."""
 
     def __init__(
-        self, options: ScpOptions, receiver: Receiver, associations: Associations, store: ObjectStore, clock: Clock
+        self,
+        options: ScpOptions,
+        receiver: Receiver,
+        associations: Associations,
+        refusals: RefusalBook,
+        store: ObjectStore,
+        clock: Clock,
     ) -> None:
         """Bind the port; raises `OSError` if that cannot be done."""
         configure()
         self._options = options
         self._receiver = receiver
         self._associations = associations
+        self._refusals = refusals
         self._store = store
         self._clock = clock
         self._draining = threading.Event()
+        self._lock = threading.Lock()
+        self._connections: dict[Any, float] = {}  # opened at
+        self._admitted: dict[Any, str] = {}  # address
         self._ae = AE(ae_title=options.ae_title)
-        self._ae.maximum_associations = options.maximum_associations
+        self._ae.maximum_associations = 1_000_000  # counted here instead, with a reason for each
         self._ae.maximum_pdu_size = options.maximum_pdu_bytes
         self._ae.network_timeout = options.network_timeout_seconds
-        self._ae.require_called_aet = options.require_called_aet
-        self._ae.add_supported_context(_VERIFICATION)
+        self._ae.acse_timeout = options.request_timeout_seconds
+        self._ae.add_supported_context(VERIFICATION)
         self._server = self._ae.make_server(
             (options.host, options.port),
             evt_handlers=[
@@ -77,11 +95,14 @@ class StorageScp:
                 (evt.EVT_REJECTED, self._on_rejected),
                 (evt.EVT_RELEASED, self._on_released),
                 (evt.EVT_ABORTED, self._on_aborted),
+                (evt.EVT_FSM_TRANSITION, self._on_transition),
                 (evt.EVT_C_ECHO, self._on_echo),
                 (evt.EVT_C_STORE, self._on_store),
             ],
-            server_class=_Server,
+            server_class=Server,
         )
+        assert isinstance(self._server, Server)
+        self._server.configure(options.tls, options.request_timeout_seconds, self._room, self._close_stranger)
         self._ae._servers.append(self._server)  # where the server's own shutdown() looks for itself
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(
@@ -120,39 +141,101 @@ class StorageScp:
     def _established(self) -> list[Any]:
         return [assoc for assoc in self._server.active_associations if assoc.is_established]
 
+    def _room(self) -> int:
+        with self._lock:
+            _forget_dead(self._connections)
+            return self._options.maximum_associations + _WAITING_ROOM - len(self._connections)
+
     def _on_connection(self, event: Any) -> None:
-        assoc = event.assoc
+        assoc, options = event.assoc, self._options
+        with self._lock:
+            self._connections[assoc] = time.monotonic()
         # Neither thread may keep the process alive after the grace time.
         assoc.daemon = True
         assoc.dul.daemon = True
         # Accepted sockets have no time-out of their own: half a PDU would block its reader for ever.
         connection = assoc.dul.socket.socket
-        connection.settimeout(self._options.network_timeout_seconds)
+        connection.settimeout(options.network_timeout_seconds)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        assoc.dimse = StagingDimse(assoc, connection, self._begin)
+        assoc.dul.socket.recv = PduReader(
+            assoc.dul.socket,
+            options.maximum_pdu_bytes,
+            lambda: options.network_timeout_seconds if assoc.is_established else options.request_timeout_seconds,
+            lambda reason: self._turn_away(assoc, reason),
+        ).recv
+        assoc.dimse = StagingDimse(assoc, connection, self._begin, lambda reason: self._turn_away(assoc, reason))
 
     def _begin(self, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> IncomingFile:
         refused = self._receiver.admit(sop_class_uid, sop_instance_uid, transfer_syntax_uid)
-        return IncomingFile(self._store, sop_class_uid, sop_instance_uid, transfer_syntax_uid, refused)
+        return IncomingFile(
+            self._store,
+            sop_class_uid,
+            sop_instance_uid,
+            transfer_syntax_uid,
+            refused,
+            maximum_bytes=self._options.maximum_object_bytes,
+        )
 
     def _on_connection_closed(self, event: Any) -> None:
-        event.assoc.dimse.abandon()
-        event.assoc.dimse.connection.close()  # the library leaves it open when the peer was the first to go
+        assoc = event.assoc
+        with self._lock:
+            opened_at = self._connections.pop(assoc, None)
+            self._admitted.pop(assoc, None)
+        assoc.dimse.discard_all()
+        assoc.dimse.connection.close()  # the library leaves it open when the peer was the first to go
+        waited = 0.0 if opened_at is None else time.monotonic() - opened_at
+        if assoc.requestor.primitive is None and waited >= self._options.request_timeout_seconds:
+            self._turn_away(assoc, TurnedAway.NO_REQUEST)
 
     def _on_requested(self, event: Any) -> None:
-        if self._draining.is_set():
-            assoc = event.assoc
-            assoc.acse.send_reject(_TRANSIENT, _PRESENTATION, _CONGESTION)
+        reason = self._admit(event.assoc)
+        if reason is not None and reason.rejection is not None:
+            event.assoc.acse.send_reject(*reason.rejection)
             metrics.ASSOCIATIONS.labels(outcome="rejected").inc()
-            assoc.kill()
+            self._turn_away(event.assoc, reason)
+            event.assoc.kill()
+
+    def _admit(self, assoc: Any) -> TurnedAway | None:
+        if self._draining.is_set():
+            return TurnedAway.DRAINING
+        peer, options = _peer(assoc), self._options
+        reason = check_access(options.rules(), peer.called_ae_title, peer.calling_ae_title, peer.address)
+        if reason is not None:
+            return reason
+        with self._lock:
+            _forget_dead(self._admitted)
+            if len(self._admitted) >= options.maximum_associations:
+                return TurnedAway.TOO_MANY
+            if list(self._admitted.values()).count(peer.address) >= options.maximum_associations_per_peer:
+                return TurnedAway.TOO_MANY_OF_PEER
+            self._admitted[assoc] = peer.address
+        return None
+
+    def _turn_away(self, assoc: Any, reason: TurnedAway) -> None:
+        """Tell people, once per association; the first reason is the cause of what follows."""
+        if getattr(assoc, "turned_away", None) is not None:
+            return
+        assoc.turned_away = reason
+        scope = "association" if assoc.requestor.primitive is not None else "connection"
+        self._refusals.note(
+            Refusal(scope, reason.code, reason.text, _peer(assoc), rejection=reason.rejection)  # type: ignore[arg-type]  # one of two literals
+        )
+
+    def _close_stranger(self, reason: TurnedAway, address: str, detail: str) -> None:
+        text = f"{reason.text} ({detail})" if detail else reason.text
+        self._refusals.note(Refusal("connection", reason.code, text, Peer("", "", address)))
+
+    def _on_transition(self, event: Any) -> None:
+        # AA-1 and AA-8 answer what is invalid or out of turn with an A-ABORT (PS3.8 table 9-10).
+        if event.action in ("AA-1", "AA-8") and event.fsm_event not in ("Evt15", "Evt17"):
+            self._turn_away(event.assoc, TurnedAway.PDU_INVALID)
 
     def _on_accepted(self, _event: Any) -> None:
         metrics.ASSOCIATIONS.labels(outcome="accepted").inc()
 
     def _on_rejected(self, event: Any) -> None:
         metrics.ASSOCIATIONS.labels(outcome="rejected").inc()
-        peer = _peer(event.assoc)
-        log.warning("association rejected", extra={"calling_ae_title": peer.calling_ae_title, "address": peer.address})
+        self._turn_away(event.assoc, TurnedAway.REJECTED)
 
     def _on_released(self, event: Any) -> None:
         metrics.ASSOCIATIONS.labels(outcome="released").inc()
@@ -160,9 +243,12 @@ class StorageScp:
         event.assoc.dimse.discard_all()
 
     def _on_aborted(self, event: Any) -> None:
+        assoc = event.assoc
         metrics.ASSOCIATIONS.labels(outcome="aborted").inc()
-        self._associations.end(event.assoc, None)
-        event.assoc.dimse.discard_all()
+        self._associations.end(assoc, None)
+        assoc.dimse.discard_all()
+        if assoc.dul.idle_timer_expired():
+            self._turn_away(assoc, TurnedAway.IDLE)
 
     def _on_echo(self, _event: Any) -> int:
         return SUCCESS
@@ -170,8 +256,17 @@ class StorageScp:
     def _on_store(self, event: Any) -> int:
         incoming = event.request._dataset_file
         if incoming is None:
-            return Reason.UNREADABLE.status
+            reason = Reason.UNREADABLE
+            self._refusals.note(
+                Refusal("object", reason.code, "there is no data set", _peer(event.assoc), status=reason.status)
+            )
+            return reason.status
         return self._receiver.receive(incoming, _peer(event.assoc), event.assoc)
+
+
+def _forget_dead(of_associations: dict[Any, Any]) -> None:
+    for assoc in [a for a in of_associations if a.ident is not None and not a.is_alive()]:
+        del of_associations[assoc]
 
 
 def _peer(assoc: Any) -> Peer:
@@ -179,7 +274,7 @@ def _peer(assoc: Any) -> Peer:
     return Peer(
         calling_ae_title=str(getattr(request, "calling_ae_title", "") or "").strip()[:16],
         called_ae_title=str(getattr(request, "called_ae_title", "") or "").strip()[:16],
-        address=str(assoc.requestor.address),
+        address=str(assoc.requestor.address or ""),
     )
 
 

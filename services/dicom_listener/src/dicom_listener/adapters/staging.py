@@ -61,12 +61,15 @@ class IncomingFile:
         sop_instance_uid: str,
         transfer_syntax_uid: str,
         refused: Refused | None,
+        *,
+        maximum_bytes: int,
     ) -> None:
         self.sop_class_uid = sop_class_uid
         self.sop_instance_uid = sop_instance_uid
         self.transfer_syntax_uid = transfer_syntax_uid
         self.size_bytes = 0
         self.data_set_offset = 0
+        self._maximum = maximum_bytes
         self._store = store
         self._refused = refused
         self._hash = hashlib.sha256()
@@ -86,6 +89,10 @@ class IncomingFile:
     def write(self, data: bytes) -> None:
         """Append; an error is remembered for `finish` and not raised."""
         if self._stream is None:
+            return
+        if self.size_bytes + len(data) > self._maximum:
+            self._refused = Refused(Reason.OBJECT_TOO_LARGE)
+            self.discard()
             return
         try:
             self._stream.write(data)

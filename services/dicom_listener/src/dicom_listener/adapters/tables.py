@@ -78,6 +78,7 @@ instances = sa.Table(
     sa.Column("fields", sa.JSON, nullable=False),
     sa.UniqueConstraint("sop_instance_uid", "sha256", name="instances_content"),
     sa.Index("instances_of_study", "study_instance_uid"),
+    sa.Index("instances_object", "object_key"),
     sa.Index(
         "instances_valid",
         "sop_instance_uid",
@@ -92,8 +93,12 @@ refusals = sa.Table(
     metadata,
     sa.Column("id", _identity, primary_key=True, autoincrement=True),
     sa.Column("at", UtcDateTime, nullable=False, index=True),
+    sa.Column("first_at", UtcDateTime, nullable=False),
+    sa.Column("count", sa.Integer, nullable=False),
+    sa.Column("scope", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("status", sa.Integer),  # DIMSE status, where one was sent
+    sa.Column("answer", sa.Text),  # the same, or the three numbers of a rejected association
     sa.Column("text", sa.Text, nullable=False),
     sa.Column("calling_ae_title", sa.Text, nullable=False),
     sa.Column("called_ae_title", sa.Text, nullable=False),

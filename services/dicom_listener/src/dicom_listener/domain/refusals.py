@@ -22,6 +22,7 @@ class Reason(Enum):
     TOO_DEEP = ("too_deep", 0xC000, "sequences are nested too deeply")
     MISSING_UID = ("missing_uid", 0xC000, "a UID that is needed for indexing is missing from the data set")
     INVALID_UID = ("invalid_uid", 0xC000, "a UID in the data set is no UID")
+    OBJECT_TOO_LARGE = ("object_too_large", 0xA701, "the object is larger than the limit")
     INTERNAL = ("internal_error", 0x0110, "the object could not be processed")
 
     def __init__(self, code: str, status: int, text: str) -> None:

@@ -12,6 +12,7 @@ from dicom_listener.domain.refusals import SUCCESS, Reason, Refused
 from dicom_listener.domain.uids import is_uid
 from dicom_listener.domain.watermark import Watermark
 from dicom_listener.handlers.associations import Association, Associations
+from dicom_listener.handlers.refusals import RefusalBook
 from dicom_listener.ports import Ledger, Peer, Refusal, StagedFile, StoredObject
 from pipeline.clock import Clock, iso
 from pipeline.database import is_transient
@@ -35,6 +36,7 @@ class Receiver:
         store: ObjectStore,
         ledger: Ledger,
         associations: Associations,
+        refusals: RefusalBook,
         clock: Clock,
         watermark: Watermark,
         free_bytes: Callable[[], int | None],
@@ -42,6 +44,7 @@ class Receiver:
         self._store = store
         self._ledger = ledger
         self._associations = associations
+        self._refusals = refusals
         self._clock = clock
         self._watermark = watermark
         self._free_bytes = free_bytes
@@ -113,32 +116,18 @@ class Receiver:
                 quarantine_key = self._quarantine(refused, staged, sha256, peer)
             except (Refused, ObjectStoreUnavailable):
                 refused = Refused(Reason.STORE_UNAVAILABLE)
-        metrics.REFUSALS.labels(reason=refused.reason.code).inc()
-        log.warning(
-            "object refused",
-            extra={
-                "reason": refused.reason.code,
-                "status": f"{refused.reason.status:04X}",
-                "detail": refused.detail,
-                "calling_ae_title": peer.calling_ae_title,
-            },
+        self._refusals.note(
+            Refusal(
+                scope="object",
+                reason=refused.reason.code,
+                status=refused.reason.status,
+                text=refused.text(),
+                peer=peer,
+                accession_number=header.accession_number if header else None,
+                sop_class_uid=staged.sop_class_uid if is_uid(staged.sop_class_uid) else None,
+                quarantine_key=quarantine_key,
+            )
         )
-        refusal = Refusal(
-            reason=refused.reason.code,
-            status=refused.reason.status,
-            text=refused.text(),
-            peer=peer,
-            accession_number=header.accession_number if header else None,
-            sop_class_uid=staged.sop_class_uid if is_uid(staged.sop_class_uid) else None,
-            quarantine_key=quarantine_key,
-        )
-        try:
-            self._ledger.refuse(refusal, self._clock.now())
-        except Exception as error:
-            # The sender is told either way; a database that is away is often why the object was refused.
-            if not is_transient(error):
-                raise
-            log.warning("refusal not written down", extra={"error": type(error).__name__})
         return refused.reason.status
 
     def _quarantine(self, refused: Refused, staged: StagedFile, sha256: str, peer: Peer) -> str:
