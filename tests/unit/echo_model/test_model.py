@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,38 @@ def test_a_sharded_checkpoint_is_never_held_twice(tmp_path: Path, dtype: torch.d
         assert all(bool((tensor == n).all()) for n, tensor in enumerate(kept.values()))
 
     assert peak_of(load) < limit * size
+
+
+def test_a_replaced_tensor_does_not_stay_resident(tmp_path: Path) -> None:
+    """What is packed into other matrices after loading is given back, though its neighbours stay mapped."""
+    names = [f"model.language_model.layers.{n:02}.weight" for n in range(24)]
+    save_file({name: torch.full((1024, 1024), 1.0) for name in names}, tmp_path / "model.safetensors")
+    weights = find_weights(tmp_path)
+    kept: dict[str, torch.Tensor] = {}
+
+    def load_and_pack() -> None:
+        kept.update(weights.read(torch.float32, torch.device("cpu")))
+        for name in names[:-1]:
+            kept[name] = torch.cat([kept[name], kept[name][:0]])
+
+    assert peak_of(load_and_pack) < 1.2 * (24 << 22)
+
+
+def test_values_at_odd_places_are_read(tmp_path: Path) -> None:
+    """The format lets values start at any byte; the usual writers do not."""
+    values = torch.arange(6, dtype=torch.float32)
+    header = {
+        "a": {"dtype": "F16", "shape": [1], "data_offsets": [0, 2]},
+        "b": {"dtype": "F32", "shape": [2, 3], "data_offsets": [2, 26]},
+        "c": {"dtype": "BF16", "shape": [0, 4], "data_offsets": [26, 26]},
+    }
+    text = json.dumps(header).encode()
+    content = len(text).to_bytes(8, "little") + text + torch.ones(1).half().numpy().tobytes() + values.numpy().tobytes()
+    (tmp_path / "model.safetensors").write_bytes(content)
+    tensors = find_weights(tmp_path).read(torch.float32, torch.device("cpu"))
+    assert torch.equal(tensors["b"], values.view(2, 3))
+    assert tensors["a"].item() == 1
+    assert tensors["c"].shape == (0, 4)
 
 
 def test_settings_of_the_checkpoint_come_with_it(folder: Path) -> None:

@@ -7,6 +7,8 @@ from the file on a CPU; others are converted one tensor at a time, so that loadi
 from __future__ import annotations
 
 import hashlib
+import json
+import mmap
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,17 +37,38 @@ _KEY_MAP = (
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor as a file holds it: `key` is its name there, `dtype` the safetensors name of its type."""
+    """One tensor as a file holds it: `key` is its name there, `dtype` the safetensors name of its type, `begin` the
+    byte of the file where its values start."""
 
     file: Path
     key: str
     shape: tuple[int, ...]
     dtype: str
+    begin: int
 
     @property
     def nbytes(self) -> int:
         """Bytes in the file."""
         return prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    def mapped(self) -> torch.Tensor:
+        """The values as a view of the file, page by page on first use, given back when the tensor goes.
+
+        Private: writing to it copies pages and never reaches the file. Each tensor has a mapping of its own, so one
+        that is replaced (converted, packed with others) does not stay resident because its neighbours are in use.
+        """
+        dtype = DTYPES[self.dtype]
+        if self.nbytes == 0:
+            return torch.empty(self.shape, dtype=dtype)
+        first = self.begin // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        skipped = self.begin - first
+        with self.file.open("rb") as stream:
+            pages = mmap.mmap(stream.fileno(), skipped + self.nbytes, access=mmap.ACCESS_COPY, offset=first)
+        if skipped % dtype.itemsize:  # allowed by the format, though no writer of today leaves it so
+            values = torch.frombuffer(bytearray(pages[skipped:]), dtype=dtype)
+        else:
+            values = torch.frombuffer(pages, dtype=dtype, count=prod(self.shape), offset=skipped)
+        return values.view(self.shape)
 
 
 @dataclass(frozen=True)
@@ -81,20 +104,13 @@ class Weights:
     def read(self, dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
         """Every tensor in the wanted type on the device.
 
-        Where nothing is to be converted or moved the tensors stay views of the mapped files (private: writing to one
-        copies its pages and never reaches the file), so the files must not change while the model lives.
+        Where nothing is to be converted or moved the tensors are views of the files (see `StoredTensor.mapped`), so the
+        files must not change while the model lives. Raises CheckpointError when a file cannot be read.
         """
-        stay = device.type == "cpu"
-        mapped = {file: _open(file) for file in self.files} if stay else {}
-        tensors: dict[str, torch.Tensor] = {}
-        for name, stored in self.tensors.items():
-            if stay and DTYPES[stored.dtype] == dtype:
-                tensors[name] = mapped[stored.file].get_tensor(stored.key)
-                continue
-            # A mapping of its own is dropped with the tensor: the pages read do not pile up beside their conversions.
-            with _open(stored.file) as source:
-                tensors[name] = source.get_tensor(stored.key).to(device=device, dtype=dtype)
-        return tensors
+        try:
+            return {name: stored.mapped().to(device=device, dtype=dtype) for name, stored in self.tensors.items()}
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"the weights cannot be read: {error}") from error
 
 
 def find_weights(folder: Path) -> Weights:
@@ -187,22 +203,26 @@ def _compare_index(weight_map: Mapping[str, str], file: Path, held: set[str]) ->
 
 def _headers(file: Path) -> list[StoredTensor]:
     """What a file holds, its types checked, without its values."""
-    held: list[StoredTensor] = []
-    with _open(file) as tensors:
-        for key in tensors.keys():  # noqa: SIM118 - not a mapping, has no __iter__
-            part = tensors.get_slice(key)
-            dtype = str(part.get_dtype())
-            if dtype not in DTYPES:
-                raise CheckpointError(f"tensor {key} in {file.name} holds {dtype}; only {', '.join(DTYPES)} are read")
-            held.append(StoredTensor(file, key, tuple(part.get_shape()), dtype))
-    return held
-
-
-def _open(file: Path) -> Any:
     try:
-        return safe_open(str(file), framework="pt")
+        # The library checks the whole layout: sizes against types and shapes, order, overlaps, gaps, the file's end.
+        with safe_open(str(file), framework="pt"):
+            pass
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header: dict[str, Any] = json.loads(stream.read(length))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file.name} is damaged or no safetensors file: {error}") from error
+    held: list[StoredTensor] = []
+    for key, entry in sorted(header.items()):
+        if key == "__metadata__":
+            continue
+        if entry["dtype"] not in DTYPES:
+            raise CheckpointError(
+                f"tensor {key} in {file.name} holds {entry['dtype']}; only {', '.join(DTYPES)} are read"
+            )
+        begin = 8 + length + entry["data_offsets"][0]
+        held.append(StoredTensor(file, key, tuple(entry["shape"]), entry["dtype"], begin))
+    return held
 
 
 def _pickles(folder: Path) -> list[str]:
