@@ -8,7 +8,7 @@ import ssl
 import time
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -25,6 +25,8 @@ from pynetdicom import AE, evt
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 
+from dicom_listener.adapters.commitment_scp import CommitmentScp
+from dicom_listener.adapters.commitments import DimseReporter, PeerAddress, SqlCommitments
 from dicom_listener.adapters.ledger import SqlLedger
 from dicom_listener.adapters.scp import ScpOptions, StorageScp
 from dicom_listener.adapters.tables import instances, outbox, refusals, studies
@@ -33,6 +35,7 @@ from dicom_listener.domain.completeness import Rules
 from dicom_listener.domain.encoded import DEFLATED
 from dicom_listener.domain.watermark import Watermark
 from dicom_listener.handlers.associations import Associations
+from dicom_listener.handlers.commit import CommitmentLoop
 from dicom_listener.handlers.complete import CompletenessLoop
 from dicom_listener.handlers.receive import Receiver
 from dicom_listener.handlers.refusals import RefusalBook
@@ -182,6 +185,7 @@ class Listener:
     loop: CompletenessLoop
     receiver: Receiver
     book: RefusalBook
+    committing: CommitmentLoop
     root: Path
 
     @property
@@ -246,6 +250,7 @@ def listening(
     watermark: Watermark | None = None,
     store: LocalObjectStore | None = None,
     free: Callable[[], int | None] | None = None,
+    known_peers: Mapping[str, PeerAddress] | None = None,
     **options: Any,
 ) -> Iterator[Listener]:
     """A listener on a free port of the loopback."""
@@ -258,6 +263,10 @@ def listening(
     receiver = Receiver(
         objects, ledger, associations, book, clock, watermark or Watermark(0, 0), free or (lambda: free_bytes(objects))
     )
+    commitments = SqlCommitments(database)
+    reporter = DimseReporter(known_peers or {}, None, 20)
+    committing = CommitmentLoop(commitments, objects, reporter, book, clock)
+    commitment = CommitmentScp(commitments, reporter, committing, book, clock)
     loop = CompletenessLoop(ledger, associations, rules or Rules(0.3, 0.1, 60), clock)
     settings: dict[str, Any] = {
         "host": "127.0.0.1",
@@ -271,10 +280,10 @@ def listening(
         "request_timeout_seconds": 30.0,
         "network_timeout_seconds": 60.0,
     }
-    scp = StorageScp(ScpOptions(**(settings | options)), receiver, associations, book, objects, clock)
+    scp = StorageScp(ScpOptions(**(settings | options)), receiver, associations, book, objects, clock, commitment)
     scp.start()
     try:
-        yield Listener(database, objects, scp, loop, receiver, book, root)
+        yield Listener(database, objects, scp, loop, receiver, book, committing, root)
     finally:
         scp.drain(0)
         database.close()

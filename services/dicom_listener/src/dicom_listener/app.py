@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+from dicom_listener.adapters.commitment_scp import CommitmentScp
+from dicom_listener.adapters.commitments import DimseReporter, PeerAddress, SqlCommitments
 from dicom_listener.adapters.ledger import SqlLedger
 from dicom_listener.adapters.scp import ScpOptions, StorageScp
 from dicom_listener.adapters.staging import clear_leftovers
@@ -20,6 +22,7 @@ from dicom_listener.adapters.transport import TlsFiles, server_context, tls_word
 from dicom_listener.domain.completeness import Rules
 from dicom_listener.domain.watermark import Watermark
 from dicom_listener.handlers.associations import Associations
+from dicom_listener.handlers.commit import CommitmentLoop
 from dicom_listener.handlers.complete import CompletenessLoop
 from dicom_listener.handlers.receive import Receiver
 from dicom_listener.handlers.refusals import RefusalBook
@@ -79,6 +82,14 @@ def server_tls(settings: Settings) -> ssl.SSLContext | None:
         )
 
 
+def client_tls(settings: Settings) -> ssl.SSLContext:
+    """TLS towards other application entities, with our own certificate; their certificates must hold."""
+    context = ssl.create_default_context(cafile=settings.tls_client_ca_file)
+    if settings.tls_certificate_file is not None:
+        context.load_cert_chain(settings.tls_certificate_file, settings.tls_key_file)
+    return context
+
+
 def wrong_setting(name: str, what: str) -> NoReturn:
     """End the process with status 2 and a sentence."""
     sys.stderr.write(f"wrong setting {name}: {what}\n")
@@ -92,6 +103,8 @@ def bind_scp(
     refusals: RefusalBook,
     store: ObjectStore,
     clock: SystemClock,
+    commitment: CommitmentScp,
+    tls: ssl.SSLContext | None,
 ) -> StorageScp:
     """The SCP on its port; a port that cannot be had ends the process with status 2."""
     options = ScpOptions(
@@ -106,10 +119,10 @@ def bind_scp(
         network_timeout_seconds=settings.network_timeout_seconds,
         request_timeout_seconds=settings.request_timeout_seconds,
         access=[peer.rule() for peer in settings.allowed_peers],
-        tls=server_tls(settings),
+        tls=tls,
     )
     try:
-        return StorageScp(options, receiver, associations, refusals, store, clock)
+        return StorageScp(options, receiver, associations, refusals, store, clock, commitment)
     except OSError as error:
         why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound ({error.strerror})"
         wrong_setting(
@@ -153,9 +166,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     completeness = CompletenessLoop(ledger, associations, rules, clock)
     completeness.adopt()
-    scp = bind_scp(settings, receiver, associations, refusals, store, clock)
+    tls = server_tls(settings)
+    commitments = SqlCommitments(database)
+    peers = {title: PeerAddress(peer.host, peer.port, tls=peer.tls) for title, peer in settings.known_peers.items()}
+    reporter = DimseReporter(peers, client_tls(settings), settings.request_timeout_seconds)
+    committing = CommitmentLoop(commitments, store, reporter, refusals, clock)
+    commitment = CommitmentScp(commitments, reporter, committing, refusals, clock)
+    scp = bind_scp(settings, receiver, associations, refusals, store, clock, commitment, tls)
 
     runner.add_loop("completeness", completeness.run)
+    runner.add_loop("commitment", committing.run)
     runner.add_loop("refusals", refusals.run)
     runner.add_loop("outbox", OutboxRelay(database, outbox, producer, clock).run)
 

@@ -21,5 +21,6 @@ STORE_SECONDS = Histogram(
     "From the last byte of an object to its durable acknowledgement",
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 30),
 )
+COMMITMENTS = Counter("echo_dicom_commitments_total", "Storage commitments, by how they ended", ["outcome"])
 OPEN_STUDIES = Gauge("echo_dicom_open_studies", "Studies that are being received")
 COMPLETED = Counter("echo_dicom_studies_completed_total", "Study versions closed, by reason", ["reason"])

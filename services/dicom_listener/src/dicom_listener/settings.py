@@ -24,6 +24,16 @@ class AllowedPeer(BaseModel):
         return AccessRule(self.called.strip(), self.calling.strip(), tuple(self.networks))
 
 
+class KnownPeer(BaseModel):
+    """Where another application entity listens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = Field(min_length=1)
+    port: int = Field(ge=1, le=65535)
+    tls: bool = False
+
+
 class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSettings):
     """Everything that can be set from outside."""
 
@@ -46,6 +56,11 @@ class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSetting
         [],
         description='Who may send, as JSON: `[{"called": "ECHO", "calling": "PACS", "networks": ["10.1.0.0/16"]}]`; '
         "`called` and `calling` default to `*` (any), no `networks` means any. Empty: everybody.",
+    )
+    known_peers: dict[str, KnownPeer] = Field(
+        {},
+        description='Where AE titles listen, as JSON: `{"PACS": {"host": "pacs.example", "port": 104, "tls": false}}`. '
+        "Results of storage commitments go there on a new association; to others, on the one they asked on.",
     )
     tls_certificate_file: str | None = Field(
         None, description="PEM file with this server's certificate chain: the DICOM port then speaks TLS only."

@@ -14,6 +14,7 @@ from typing import Any
 from pynetdicom import AE, evt
 
 from dicom_listener import metrics
+from dicom_listener.adapters.commitment_scp import CommitmentScp
 from dicom_listener.adapters.dimse import StagingDimse, configure
 from dicom_listener.adapters.staging import IncomingFile
 from dicom_listener.adapters.transport import PduReader, Server
@@ -28,7 +29,9 @@ from pipeline.store import ObjectStore
 
 log = logging.getLogger(__name__)
 
-VERIFICATION = "1.2.840.10008.1.1"
+VERIFICATION, STORAGE_COMMITMENT = "1.2.840.10008.1.1", "1.2.840.10008.1.20.1"
+SERVICES = (VERIFICATION, STORAGE_COMMITMENT)
+"""SOP classes beside storage, in Implicit and Explicit VR Little Endian, Explicit VR Big Endian and deflated."""
 _ABORT_SECONDS = 0.5
 _WAITING_ROOM = 32  # connections beyond the associations: those that are to hear that there are too many, and probes
 
@@ -66,6 +69,7 @@ class StorageScp:
         refusals: RefusalBook,
         store: ObjectStore,
         clock: Clock,
+        commitment: CommitmentScp,
     ) -> None:
         """Bind the port; raises `OSError` if that cannot be done."""
         configure()
@@ -75,6 +79,7 @@ class StorageScp:
         self._refusals = refusals
         self._store = store
         self._clock = clock
+        self._commitment = commitment
         self._draining = threading.Event()
         self._lock = threading.Lock()
         self._connections: dict[Any, float] = {}  # opened at
@@ -84,7 +89,8 @@ class StorageScp:
         self._ae.maximum_pdu_size = options.maximum_pdu_bytes
         self._ae.network_timeout = options.network_timeout_seconds
         self._ae.acse_timeout = options.request_timeout_seconds
-        self._ae.add_supported_context(VERIFICATION)
+        for sop_class in SERVICES:
+            self._ae.add_supported_context(sop_class)
         self._server = self._ae.make_server(
             (options.host, options.port),
             evt_handlers=[
@@ -98,6 +104,7 @@ class StorageScp:
                 (evt.EVT_FSM_TRANSITION, self._on_transition),
                 (evt.EVT_C_ECHO, self._on_echo),
                 (evt.EVT_C_STORE, self._on_store),
+                (evt.EVT_N_ACTION, lambda event: commitment.request(event, _peer(event.assoc))),
             ],
             server_class=Server,
         )

@@ -107,3 +107,25 @@ refusals = sa.Table(
     sa.Column("sop_class_uid", sa.Text),
     sa.Column("quarantine_key", sa.Text),
 )
+
+commitments = sa.Table(
+    "commitments",
+    metadata,
+    sa.Column("id", _identity, primary_key=True, autoincrement=True),
+    sa.Column("transaction_uid", sa.Text, nullable=False),
+    sa.Column("calling_ae_title", sa.Text, nullable=False),
+    sa.Column("called_ae_title", sa.Text, nullable=False),
+    sa.Column("address", sa.Text, nullable=False),
+    sa.Column("requested", sa.JSON, nullable=False),  # [[SOP Class UID, SOP Instance UID], ...]
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("next_attempt_at", UtcDateTime, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("done_at", UtcDateTime, index=True),
+    sa.Column("outcome", sa.Text),  # committed | failures | undeliverable
+    sa.Index(
+        "commitments_waiting",
+        "next_attempt_at",
+        sqlite_where=sa.text("done_at IS NULL"),
+        postgresql_where=sa.text("done_at IS NULL"),
+    ),
+)
