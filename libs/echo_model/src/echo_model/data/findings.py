@@ -2,22 +2,37 @@
 
 One mention is judged inside its clause: a negation reaches forward over a list ("no effusion, consolidation or
 pneumothorax") and stops at "but", at a verb that starts a new statement, or at a comma with a new description; a
-negation may also follow ("... is not seen", "... has resolved"). Statements of normality count as absence
-("the costophrenic angles are sharp"). Anything hedged is ``uncertain``. The vocabulary lies in ``findings_lexicon``.
+negation may also follow ("... is not seen", "... has resolved"), and may itself be denied ("not free of", "has not
+resolved", "nearly resolved"). Statements of normality count as absence ("the costophrenic angles are sharp").
+Anything hedged is ``uncertain``. Sections and phrases about history, reasons, technique and advice are passed over.
+The vocabulary lies in ``findings_lexicon``.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from echo_model.data import findings_lexicon as lexicon
-from echo_model.data.labels import FINDINGS, SIDED, Side
+from echo_model.data.findings_sides import Hit, side_of
+from echo_model.data.labels import FINDINGS, Side
 
-__all__ = ["FINDINGS", "FindingMention", "State", "extract_findings"]
+__all__ = [
+    "FINDINGS",
+    "FindingMention",
+    "State",
+    "Statement",
+    "extract_findings",
+    "merge_statements",
+    "read_statements",
+]
 
 State = Literal["present", "absent", "uncertain"]
+
+_LONGEST_CLAUSE = 500
+_BLANKS = re.compile(r"[ \t]{2,}")
 
 _RANK: dict[State, int] = {"absent": 0, "uncertain": 1, "present": 2}
 
@@ -27,7 +42,7 @@ class FindingMention:
     """What a report says about one finding.
 
     ``side`` is the patient's, ``"none"`` when no side is stated or none applies; ``sentence`` is the sentence that
-    decided it, as written.
+    decided it, as written but for its blanks and wrapped lines.
     """
 
     state: State
@@ -36,12 +51,13 @@ class FindingMention:
 
 
 @dataclass(frozen=True, slots=True)
-class _Hit:
-    """A mention inside a clause."""
+class Statement:
+    """One mention of one finding, before mentions are merged. Fields as in `FindingMention`."""
 
     finding: str
-    start: int
-    end: int
+    state: State
+    side: Side
+    sentence: str
 
 
 def extract_findings(text: str) -> dict[str, FindingMention]:
@@ -50,13 +66,77 @@ def extract_findings(text: str) -> dict[str, FindingMention]:
     Several mentions of one finding are merged: present beats uncertain beats absent, and sides of equal states add up.
     Never raises.
     """
+    return merge_statements(read_statements(text))
+
+
+def merge_statements(statements: list[Statement]) -> dict[str, FindingMention]:
+    """One mention a finding, in the order of ``FINDINGS``, merged as `extract_findings` does."""
     merged: dict[str, FindingMention] = {}
-    for sentence in lexicon.SENTENCE_END.split(text):
-        for clause in lexicon.CLAUSE_BREAK.split(sentence):
-            for finding, state, side in _read_clause(clause):
-                mention = FindingMention(state, side, sentence.strip())
-                merged[finding] = _merge(merged.get(finding), mention)
+    for said in statements:
+        mention = FindingMention(said.state, said.side, said.sentence)
+        merged[said.finding] = _merge(merged.get(said.finding), mention)
     return {name: merged[name] for name in FINDINGS if name in merged}
+
+
+def read_statements(text: str) -> list[Statement]:
+    """Every mention in the order of the text. Never raises."""
+    return [
+        Statement(finding, state, side, sentence)
+        for sentence in told_sentences(text)
+        for clause in _clauses(sentence)
+        for finding, state, side in _read_clause(clause)
+    ]
+
+
+def _clauses(sentence: str) -> Iterator[str]:
+    """Parts of a sentence that are judged alone; what is too long for a clause (a decoder in a loop) is cut."""
+    for clause in lexicon.CLAUSE_BREAK.split(sentence):
+        while len(clause) > _LONGEST_CLAUSE:
+            cut = clause.rfind(" ", 1, _LONGEST_CLAUSE)
+            cut = _LONGEST_CLAUSE if cut < 0 else cut
+            yield clause[:cut]
+            clause = clause[cut:]
+        yield clause
+
+
+def told_sentences(text: str) -> list[str]:
+    """The sentences about this image, without headings: history, reason, technique and comparison are left out."""
+    text = _BLANKS.sub(" ", text)
+    parts: list[str] = []
+    position, told = 0, True
+    headings = list(lexicon.HEADING.finditer(text))
+    for index, match in enumerate(headings):
+        if told:
+            parts.append(text[position : match.start()])
+        position = match.end()
+        told = match["told"] is not None
+        # "Lungs: clear" says less without its heading; the heading stays part of the sentence.
+        if told and match["told"].lower() not in lexicon.WHOLE_REPORT:
+            position = match.start()
+        elif not told:
+            position = _untold_end(text, position, is_last=index + 1 == len(headings))
+            stop = headings[index + 1].start() if index + 1 < len(headings) else len(text)
+            told, position = position < stop, min(position, stop)
+    if told:
+        parts.append(text[position:])
+    return [
+        sentence
+        for part in parts
+        for piece in lexicon.SENTENCE_END.split(lexicon.SOFT_WRAP.sub(" ", part))
+        if (sentence := piece.strip())
+    ]
+
+
+def _untold_end(text: str, start: int, *, is_last: bool) -> int:
+    """Where a section that speaks of something else ends: at an empty line, or with its sentence if nothing follows."""
+    while start < len(text) and text[start].isspace():
+        start += 1
+    paragraph = lexicon.PARAGRAPH.search(text, start)
+    end = paragraph.start() if paragraph else len(text)
+    if is_last and not paragraph:
+        sentence = lexicon.SENTENCE_END.search(text, start)
+        end = sentence.start() if sentence else len(text)
+    return end
 
 
 def _merge(old: FindingMention | None, new: FindingMention) -> FindingMention:
@@ -72,34 +152,43 @@ def _merge(old: FindingMention | None, new: FindingMention) -> FindingMention:
 
 def _read_clause(clause: str) -> list[tuple[str, State, Side]]:
     low = clause.lower()
+    if not lexicon.WORTH_READING.search(low):
+        return []
+    low = lexicon.ASIDE.sub("", low)
     found: list[tuple[str, State, Side]] = []
     for pattern, names in lexicon.NORMAL_STATEMENTS:
         match = pattern.search(low)
         if match and not lexicon.NOT_NORMAL.search(low[: match.end()]):
             found.extend((name, "absent", "none") for name in names)
     hits = _hits(low)
-    for hit in hits:
-        if lexicon.NOT_A_STATEMENT.search(low[: hit.start]):
+    for index, hit in enumerate(hits):
+        if _is_no_statement(low[: hit.start]):
             continue
-        state = _state(low, hit)
-        found.append((hit.finding, state, _side(low, hit, hits) if state != "absent" else "none"))
+        state = _state(low, index, hits)
+        found.append((hit.finding, state, side_of(low, hit, hits) if state != "absent" else "none"))
     return found
 
 
-def _hits(low: str) -> list[_Hit]:
+def _hits(low: str) -> list[Hit]:
     hits = [
-        _Hit(name, match.start(), match.end())
+        Hit(name, match.start(), match.end())
         for name, pattern in lexicon.MENTIONS.items()
         for match in pattern.finditer(low)
     ]
     return sorted(hits, key=lambda hit: (hit.start, -hit.end))
 
 
-def _state(low: str, hit: _Hit) -> State:
-    before, after = low[: hit.start], low[hit.end :]
-    if not re.search(r"\b(?:or|nor)\b", after):
-        after = re.split(r"[,;]", after, maxsplit=1)[0]
-    own = low[hit.start : hit.end]
+def _is_no_statement(before: str) -> bool:
+    """Whether history, advice or a look-alike ahead of a mention reaches it."""
+    last = None
+    for match in lexicon.NOT_A_STATEMENT.finditer(before):
+        last = match
+    return last is not None and not lexicon.STATEMENT_AGAIN.search(before, last.end())
+
+
+def _state(low: str, index: int, hits: list[Hit]) -> State:
+    hit = hits[index]
+    before, own, after = low[: hit.start], low[hit.start : hit.end], _after(low, index, hits)
     if lexicon.UNCERTAIN_AFTER.search(after):
         return "uncertain"
     if lexicon.NEGATED_INSIDE.search(own) or _negated_before(before, low[hit.start :]):
@@ -111,64 +200,39 @@ def _state(low: str, hit: _Hit) -> State:
     return "present"
 
 
+def _after(low: str, index: int, hits: list[Hit]) -> str:
+    """What follows a mention, or the list that it is part of, up to the next mention and the next comma."""
+    end = hits[index].end
+    # "There is an effusion and pneumonia cannot be excluded": what follows is said of the second one alone.
+    told = lexicon.NEW_STATEMENT.search(low, 0, hits[index].start) is not None
+    for later in hits[index + 1 :]:
+        glue = lexicon.LIST_GLUE.fullmatch(low, end, later.start)
+        if later.start < end or (glue and not (told and "and" in glue[0])):
+            end = max(end, later.end)
+        else:
+            return re.split(r"[,;]", low[end : later.start], maxsplit=1)[0]
+    rest = low[end:]
+    return rest if re.search(r"\b(?:or|nor)\b", rest) else re.split(r"[,;]", rest, maxsplit=1)[0]
+
+
 def _negated_before(before: str, rest: str) -> bool:
     """Whether a negation ahead of a mention reaches it."""
     matches = [
-        m for m in lexicon.NEGATION.finditer(before) if not lexicon.FALSE_NEGATION.match(before[m.start() :] + rest)
+        match
+        for match in lexicon.NEGATION.finditer(before)
+        if not lexicon.FALSE_NEGATION.match(before[match.start() :] + rest)
+        and not (lexicon.DENIABLE.fullmatch(match[0]) and lexicon.DENIED_NEGATION.search(before[: match.start()]))
     ]
     if not matches:
         return False
     between = before[matches[-1].end() :]
     if lexicon.NEW_STATEMENT.search(between):
         return False
-    is_list = bool(re.search(r"\b(?:or|nor)\b", between + rest))
-    return is_list or not lexicon.NEW_DESCRIPTION.search(between + rest[:0])
+    described = lexicon.NEW_DESCRIPTION.search(between)
+    return described is None or bool(re.search(r"\b(?:or|nor)\b", between[described.start() :] + rest))
 
 
 def _last_statement(before: str) -> str:
     """The text ahead of a mention back to the comma or verb that ends the statement before it."""
     parts = re.split(r"[,;]|\band there (?:is|are)\b", before)
     return parts[-1] if len(parts) == 1 or not re.search(r"\b(?:or|and|versus)\s*$", parts[-1]) else before
-
-
-def _side(low: str, hit: _Hit, hits: list[_Hit]) -> Side:
-    """Side stated for a mention: ahead of it up to the mention before, else behind it up to the next one."""
-    if hit.finding not in SIDED:
-        return "none"
-    others = [other for other in hits if other.end <= hit.start or other.start >= hit.end]
-    start = max((other.end for other in others if other.end <= hit.start), default=0)
-    end = min((other.start for other in others if other.start >= hit.end), default=len(low))
-    inside = _sides_in(low[hit.start : hit.end])
-    if inside != "none":
-        return inside
-    ahead = _sides_in(low[start : hit.start])
-    behind_text = low[hit.end : end]
-    if ahead != "none":
-        return ahead
-    behind = _sides_in(re.split(r",| and (?:a|an)\b", behind_text)[0] if end < len(low) else behind_text)
-    if behind != "none":
-        return behind
-    # "right pneumothorax and effusion", "effusion and atelectasis on the left": a list shares its side.
-    joined = re.compile(r"\s*(?:and|or|versus|vs\.?|with|with adjacent|and adjacent|,|,? associated)\s*")
-    if start and joined.fullmatch(low[start : hit.start]):
-        return _shared(low, hit, hits, forward=False)
-    if end < len(low) and joined.fullmatch(behind_text):
-        return _shared(low, hit, hits, forward=True)
-    return "none"
-
-
-def _shared(low: str, hit: _Hit, hits: list[_Hit], *, forward: bool) -> Side:
-    """The side of the neighbour that a mention is joined with."""
-    if forward:
-        after = next(other for other in hits if other.start >= hit.end)
-        return _sides_in(low[after.start :])
-    earlier = [other for other in hits if other.end <= hit.start]
-    return _sides_in(low[: earlier[-1].end])
-
-
-def _sides_in(part: str) -> Side:
-    part = lexicon.NOT_A_SIDE.sub(" ", part)
-    left, right = bool(lexicon.LEFT.search(part)), bool(lexicon.RIGHT.search(part))
-    if lexicon.BOTH.search(part) or (left and right):
-        return "both"
-    return "left" if left else "right" if right else "none"

@@ -7,19 +7,52 @@ from typing import Final
 
 _GAP: Final = r"(?:,?\s+[\w-]+){0,4}?\s+"
 
-SENTENCE_END: Final = re.compile(
-    r"(?<=[.!?])\s+(?=\S)|\n+|\b(?:findings|impression|conclusion|comparison|technique)\s*:", re.IGNORECASE
+#: Headings of sections that speak of this image, and of those that do not (why it was made, what came before).
+HEADING: Final = re.compile(
+    r"(?:^|(?<=[.;!?])\s|\n)[ \t]*(?:"
+    r"(?P<told>findings?|impressions?|conclusions?|report|opinion|interpretation|observations?|summary"
+    r"|lungs?(?: and pleura| fields| parenchyma)?|pleura(?:l spaces?)?|heart(?: and mediastinum)?|mediastinum"
+    r"|cardiomediastinal silhouette|hil[ai]|bones?|osseous structures|soft tissues|(?:support )?devices"
+    r"|(?:support devices|lines)(?:,? and tubes)?|tubes(?: and lines|, lines)?|diaphragms?|thorax|trachea)"
+    r"|(?P<untold>(?:(?:clinical|brief|patient|relevant|medical|past) )*(?:history|information|details|indications?|data"
+    r"|question|notes?)|indications?|reason for (?:the )?(?:exam(?:ination)?|study|test|request|order)|reason|comparisons?"
+    r"|technique|protocol|exam(?:ination)?s?|procedure(?: comments)?|study|views?|priors?|provisional findings"
+    r"|recommendations?|notifications?|communication|accession number|age|sex|date)"
+    r")\s*:(?!\d)",
+    re.IGNORECASE,
 )
+#: Headings that say nothing about a region.
+WHOLE_REPORT: Final = frozenset(
+    "finding findings impression impressions conclusion conclusions report opinion interpretation observation observations"
+    " summary".split()
+)
+#: An untold section also ends at an empty line.
+PARAGRAPH: Final = re.compile(r"\n[ \t]*\n")
+#: Line ends that end no sentence: the line was wrapped at the margin. A line of a list starts anew.
+SOFT_WRAP: Final = re.compile(r"(?<=[^\n]{40})(?<![.!?:;])[ \t]*\n[ \t]*(?=[^\W\d_])")
+SENTENCE_END: Final = re.compile(
+    r"(?<=[.!?])(?<!\bdr\.)(?<!\bapprox\.)(?<!\bvs\.)(?<!\be\.g\.)(?<!\bi\.e\.)\s+(?=\S)|\n+",
+    re.IGNORECASE,
+)
+#: Said in passing, between commas.
+ASIDE: Final = re.compile(r", (?:previously|formerly|as)(?: \w+){1,3},")
 CLAUSE_BREAK: Final = re.compile(
     r";|,?\s*\b(?:but|however|although|though|whereas|while|except(?: for)?|apart from|aside from|other than)\b",
     re.IGNORECASE,
+)
+
+#: A clause with none of these stems mentions nothing: a quick look before the patterns below.
+WORTH_READING: Final = re.compile(
+    r"heart|card|effusion|pleura|thora|costophrenic|\bcp\b|consolidat|air-? ?space|infiltrat|pneumoni|edema|nodul|coin|atelecta"
+    r"|collapse|\brib|fractur|pace|pac[ei]|icd|defibrill|tracheal|\bett?\b|tubat|central|\bcvc|picc|port|swan|dialysis|hickman"
+    r"|permcath|jugular|subclavian|\bij\b|femoral|lung|bon[ey]|osseous|skelet|devices?|hardware|tubes?|lines?"
 )
 
 MENTIONS: Final[dict[str, re.Pattern[str]]] = {
     "cardiomegaly": re.compile(
         r"\bcardiomegaly\b|\bcardiac enlargement\b"
         r"|\benlarge(?:d|ment)(?: of)?(?: the| a)? (?:heart|cardiac|cardio-?mediastinal|cardiopericardial)\b"
-        rf"|\b(?:heart|(?:cardiac|cardio-?mediastinal|cardiopericardial) (?:silhouette|size|shadow|contour))\b"
+        rf"|\b(?:heart|(?:cardiac|cardio-?mediastinal|cardiopericardial) (?:silhouette|size|shadow|contour))\b:?"
         rf"(?:{_GAP}|\s+)(?:enlarged|increased|prominent in size)\b"
         r"|\bcardiothoracic ratio (?:is |remains )?(?:increased|enlarged|elevated)\b|\bcardiac silhouette enlargement\b"
     ),
@@ -32,7 +65,7 @@ MENTIONS: Final[dict[str, re.Pattern[str]]] = {
     "pneumothorax": re.compile(r"\b(?:hydro)?pneumothora(?:x|ces)\b"),
     "consolidation": re.compile(
         r"\bconsolidat(?:ions?|ed|ive)\b|\bair-?\s?space (?:disease|opacit(?:y|ies)|opacification)\b|\binfiltrates?\b"
-        r"|\b(?:broncho)?pneumonias?\b"
+        r"|(?<!prior )(?<!previous )(?<!past )\b(?:broncho)?pneumonias?\b"
     ),
     "pulmonary_edema": re.compile(
         r"(?<!soft tissue )(?<!subcutaneous )(?<!peripheral )(?<!cerebral )(?<!chest wall )(?<!body wall )(?<!leg )"
@@ -67,7 +100,7 @@ MENTIONS: Final[dict[str, re.Pattern[str]]] = {
 NORMAL_STATEMENTS: Final[tuple[tuple[re.Pattern[str], tuple[str, ...]], ...]] = (
     (
         re.compile(
-            r"\b(?:heart|cardiac silhouette|cardio-?mediastinal silhouette|cardiac size|cardiac shadow)\b"
+            r"\b(?:heart|cardiac silhouette|cardio-?mediastinal silhouette|cardiac size|cardiac shadow)\b:?"
             r"(?:\s+[\w-]+){0,4}?"
             r"\s+(?:(?:with)?in normal limits|normal|unremarkable|not (?:\w+ )?enlarged)\b"
             r"|\bnormal(?: in)?(?: size)?(?: of)?(?: the)? (?:heart|cardiac|cardio-?mediastinal)\b"
@@ -87,13 +120,13 @@ NORMAL_STATEMENTS: Final[tuple[tuple[re.Pattern[str], tuple[str, ...]], ...]] = 
         re.compile(
             r"\blungs?(?: fields| parenchyma)?\b(?: (?:and [\w ]+?))?(?:\s+(?:is|are|remains?|appears?))"
             r"(?:\s+\w+){0,4}?"
-            r"\s+clear\b|\bclear lungs?\b|\bno(?: \w+){0,2} lung opacit(?:y|ies)\b"
+            r"\s+clear\b|\blungs?(?: fields)?:? clear\b|\bclear lungs?\b|\bno(?: \w+){0,2} lung opacit(?:y|ies)\b"
         ),
         ("consolidation", "pulmonary_edema", "nodule", "atelectasis"),
     ),
     (
         re.compile(
-            r"\b(?:bones?|ribs?|bony (?:thorax|structures|thoracic cage)|osseous structures|skeleton)\b(?:\s+\w+){0,3}?"
+            r"\b(?:bones?|ribs?|bony (?:thorax|structures|thoracic cage)|osseous structures|skeleton)\b:?(?:\s+\w+){0,3}?"
             r"\s+(?:intact|unremarkable|normal)\b"
             r"|\bno(?: \w+){0,2} (?:osseous|bony|skeletal) (?:abnormalit(?:y|ies)|lesions?|injur(?:y|ies))\b"
         ),
@@ -119,10 +152,23 @@ NEGATION: Final = re.compile(
     r"|rather than|instead of)\b"
 )
 FALSE_NEGATION: Final = re.compile(
-    r"no(?: (?:significant|interval|appreciable|substantial|definite|relevant|overall|major|new))* (?:change|increase|"
-    r"decrease|improvement|worsening|progression|difference)\b|not (?:only|just|significantly changed|changed|excluded|"
-    r"improved|resolved)\b|no doubt\b|without (?:\w+ )?change\b"
+    r"(?:no|not|without)(?: (?:any|much|significant|interval|appreciable|substantial|definite|relevant|overall|major|new"
+    r"|further|notable|real|great|marked|obvious))* (?:change|increase|decrease|improvement|worsening|progression"
+    r"|difference|growth|enlargement)\b"
+    r"|not (?:only|just|(?:\w+ )?changed|(?:been )?excluded|improved|(?:yet )?(?:resolved|cleared)|without|absent)\b"
+    r"|not (?:free|clear|devoid) (?:of|from)\b|(?:no|neither)(?: [\w-]+){1,3} (?:is|are) (?:free|clear|devoid) (?:of|from)\b"
+    r"|no doubt\b|without contrast\b|no (?:prior|previous|recent)\b[^,;]*[,;]"
     r"|no (?:other|further|additional)\b(?=.*\bapart\b)"
+)
+#: Negations that another one turns round.
+DENIABLE: Final = re.compile(
+    r"without|free (?:of|from)|clear of|devoid of|resolution of|resolved|clearing of|absent|excluded"
+)
+#: Ahead of "free of", "without", "resolved": it is denied, or half true.
+DENIED_NEGATION: Final = re.compile(
+    r"\b(?:not|no longer|never|near(?:ly|-)?|almost|partial(?:ly)?|incomplete(?:ly)?|largely|mostly|nearing|towards?)"
+    r"(?: (?:yet|been|complete(?:ly)?|interval|entirely|fully|quite))*[ -]$"
+    r"|\b(?:not|no|neither)(?: [\w-]+){0,4} $(?<!, )"
 )
 #: Between a negation and a mention: a verb that begins another statement.
 NEW_STATEMENT: Final = re.compile(
@@ -134,16 +180,25 @@ NEW_STATEMENT: Final = re.compile(
 #: A comma or "and" followed by a description of its own ends a negation, unless an "or" carries the list on.
 NEW_DESCRIPTION: Final = re.compile(
     r"(?:,|\band\b)\s*(?:and\s+)?(?:a|an|the|new|small|large|moderate|mild|minimal|tiny|trace|stable|unchanged|"
-    r"persistent|increas(?:ed|ing)|decreas(?:ed|ing)|worsening|improv(?:ed|ing)|left|right|bilateral|both|status)\b"
+    r"persistent|increas(?:ed|ing)|decreas(?:ed|ing)|worsening|improv(?:ed|ing)|left|right|bilateral|both|status|with|"
+    r"bibasilar|bibasal|biapical|multiple|several|moderately|mildly)\b"
+)
+#: What may lie between the members of a list that shares its negation or doubt.
+LIST_GLUE: Final = re.compile(
+    r"\s*(?:,|/|(?:,\s*)?\b(?:and|or|nor)(?: (?:the|an?|any|left|right|left-sided|right-sided|bilateral))*)\s*"
+    r"(?:(?:acute|focal|large|sizable|sizeable|definite|significant|overt|new|pleural|discrete|displaced|frank)\s+)*"
 )
 NEGATED_AFTER: Final = re.compile(
-    r"(?:[^,]*?\b(?:or|nor|and)\b[^,]*?)?(?:\s+[\w-]+){0,6}?\s+(?:is|are|was|were|has been|have been|be)?\s*"
+    r"(?:\s+[\w-]+){0,6}?\s+(?:is|are|was|were|has been|have been|be)?\s*"
     r"(?:not (?:seen|present|identified|visible|visuali[sz]ed|evident|demonstrated|detected|noted"
     r"|appreciated|found|shown)"
-    r"|absent|no longer (?:seen|present|visible|identified|evident)|ruled out|removed|withdrawn|negative)\b"
+    r"|(?<!not )absent|no longer (?:seen|present|visible|visuali[sz]ed|identified|evident|apparent)|(?<!not )ruled out"
+    r"|(?<!not )removed|withdrawn|(?<!not )excluded|explanted|pulled|negative)\b"
 )
 NEGATED_LATER: Final = re.compile(
-    r"\b(?:has|have) (?:\w+ )?(?:resolved|cleared|been removed)\b|\bcompletely resolved\b"
+    r"\b(?:has|have) (?:(?!not|nearly|almost|partially|incompletely|largely|mostly)\w+ )?"
+    r"(?:resolved|cleared|disappeared|been (?:removed|explanted|pulled|withdrawn))\b"
+    r"|(?<!almost )(?<!nearly )(?<!not )\bcompletely resolved\b"
 )
 NEGATED_INSIDE: Final = re.compile(r"\b(?:not|no longer|nor)\b")
 
@@ -152,27 +207,43 @@ UNCERTAIN_BEFORE: Final = re.compile(
     r"|suggest\w*"
     r"|concern(?:ing)? for|worrisome for|equivocal|cannot (?:be )?exclude|can not exclude|not excluded?|presumed"
     r"|versus|vs"
-    r"|differential|question of|potential(?:ly)?|not exclude|apparent)\b|\?"
+    r"|differential|question of|potential(?:ly)?|not exclude|apparent|borderline|perhaps|indeterminate for"
+    r"|(?:difficult|hard) to exclude|favou?r(?:s|ed|ing)?)\b|\?"
 )
 UNCERTAIN_INSIDE: Final = re.compile(r"\b(?:possibly|probably|may be|might be|borderline|could be)\b")
 UNCERTAIN_AFTER: Final = re.compile(
-    r"\b(?:cannot|can not|can't|could not|not) (?:be )?(?:entirely |completely |fully |definitely )?"
+    r"\b(?:cannot|can not|can't|could not|not) (?:be |been )?(?:entirely |completely |fully |definitely )?"
     r"(?:excluded?|ruled out)\b"
-    r"|\b(?:is|are) (?:possible|suspected|likely|unlikely|questionable|equivocal|not excluded)\b|\bnot excluded\b"
+    r"|\b(?:is|are) (?:possible|suspected|likely|unlikely|questionable|equivocal|not excluded|(?:\w+ )?favou?red)\b"
+    r"|\bnot excluded\b|\b(?:difficult|hard) to exclude\b|\b(?:remains?|is|are) a (?:\w+ )?(?:consideration|possibility|concern)\b"
+    r"|\b(?:should|could|can|may) be (?:considered|suspected)\b|^\s+or (?:an? )?(?:vessel|nipple|summation|art[ei]fact)"
     r"|^\s*(?:versus|vs\.?)\s|\?|\b(?:may|might|could) be (?:present|considered)\b|\bunlikely\b"
     r"|^\s+(?:is|are) considered\b"
 )
-#: Reasons for the examination and history say nothing about this image.
+#: Reasons for the examination, history, advice and look-alikes say nothing about this image.
 NOT_A_STATEMENT: Final = re.compile(
     r"\b(?:rule out|r/o|evaluate for|assess for|evaluation (?:for|of)|assessment (?:for|of)|history of|h/o|indication|"
-    r"look for|follow-?up (?:of|for)|query)\b"
+    r"look for|follow-?up (?:of|for)|query|(?<!difficult )(?<!hard )to (?:exclude|rule out)|correlat(?:e|ion)"
+    r"(?: \w+)? for|treat(?:ed|ment) (?:for|of)|mimic(?:s|king)?|simulat(?:es|ing)|(?:status post|s/p)[^,;]* for)\b"
+    r"|\b(?:if|in case of)\b(?=[^,;]*$)"
+)
+#: Here what was said of history or advice is over.
+STATEMENT_AGAIN: Final = re.compile(
+    r"[,;]\s*(?:now|no|not|new|with|without|there|today|currently|the|an?)\b|\band no\b"
 )
 
-LEFT: Final = re.compile(r"\bleft\b|\bleft-sided\b")
-RIGHT: Final = re.compile(r"\bright\b|\bright-sided\b")
-BOTH: Final = re.compile(r"\bbilateral(?:ly)?\b|\bboth\b|\bbibas(?:al|ilar)\b|\bbiapical\b|\bon either side\b")
-#: Places whose names hold a side without telling the side of the finding.
-NOT_A_SIDE: Final = re.compile(
-    r"\b(?:right|left)[- ](?:atri\w+|ventric\w+|heart|cardiac|hil\w+|paratracheal|main(?:stem)?|bronch\w+|greater than|"
-    r"mediastin\w+|hemidiaphragm)\b"
+LEFT: Final = re.compile(r"\bleft(?:-sided)?\b|\b(?:lul|lll)\b|\blingula\w*|\blt\b")
+RIGHT: Final = re.compile(r"\bright(?:-sided)?\b|\b(?:rul|rml|rll)\b|\bmiddle lobe\b|\brt\b")
+BOTH: Final = re.compile(
+    r"\bbilateral(?:ly)?\b|\bboth\b|\bbibas(?:al|ilar)\b|\bbiapical\b|\bon either side\b|\b(?:each|neither) lung\b"
+    r"|\b(?:left|right)(?:-sided)? (?:is )?(?:greater|larger|more|worse|bigger|smaller|less)(?: \w+)? than (?:the )?(?:left|right)\b"
+    r"|\b(?:left|right) ?> ?(?:left|right)\b|\bb/l\b"
 )
+#: Places and movements whose names hold a side without telling the side of the finding.
+NOT_A_SIDE: Final = re.compile(
+    r"\b(?:right|left)[- ](?:atri\w+|ventric\w+|heart|cardiac|paratracheal|main(?:stem)?|bronch\w+|mediastin\w+"
+    r"|hemidiaphragm|pulmonary arter\w+)\b"
+    r"|\b(?:shift\w*|deviat\w+|displace[dm]\w*|rotat\w+)(?: \w+){0,2} (?:to|towards?) (?:the )?(?:left|right)\b|\b(?:left|right) of (?:the )?midline\b"
+)
+#: A side that counts only where no other is stated.
+WEAK_SIDE: Final = re.compile(r"\b(?:right|left)[- ]hil\w+\b")
