@@ -37,6 +37,7 @@ def test_files_and_size() -> None:
         "domain.safetensors",
         "evaluation.json",
         "generation_config.json",
+        "lexicon.json",
         "model.safetensors",
         "preprocessor_config.json",
         "tokenizer.json",

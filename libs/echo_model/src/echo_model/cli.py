@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from echo_model import demo_checkpoint_path
+from echo_model import demo_checkpoint_path, guard_commands
 from echo_model.errors import EchoModelError
 from echo_model.settings import GenerationSettings
 
@@ -90,6 +90,13 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--threads", type=_positive, default=None, help="CPU threads (default: torch's own choice)")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     bench.set_defaults(run=_bench)
+
+    guard_commands.add_lexicon(
+        commands.add_parser("lexicon", help="give a checkpoint the words and word orders of its training reports")
+    )
+    guard_commands.add_guards(
+        commands.add_parser("guards", help="measure what the guards find, on defects put in on purpose")
+    )
 
     convert = commands.add_parser("convert", help="write a checkpoint again in today's layout")
     convert.add_argument("source", type=Path, metavar="SRC")

@@ -25,6 +25,7 @@ _TRUE_WORDS: Final = frozenset({"murmur", "murmurs", "tartar", "beriberi"})
 _TRUE_PAIRS: Final = frozenset({"that", "had"})
 _SENTENCE_MARKS: Final = frozenset(".!?:。！？；：")
 _LONGEST_LOOP: Final = 48
+_REREAD: Final = 160  # characters
 _SHORTEST_LOOP: Final = 3  # letters and marks; two characters said twice are good Chinese
 _GRAM, _TIMES = 3, 3
 
@@ -44,21 +45,24 @@ def defects(
     """What is wrong in a report text, in the order of the places; nothing for a good one.
 
     Without `lexicon` words and their order are not judged; with `garble` off, doubled pieces and loops are not. While a
-    text grows (`finished` off) its last word and its last sentence are not judged before they are whole. `since` leaves
-    out what ends at or before that character: what the caller has seen already. Takes well under a millisecond.
+    text grows (`finished` off) its last word and its last sentence are not judged before they are whole.
+
+    `since`: what ends at or before that character has been judged already and is left out. Only a stretch ahead of it
+    is read again, so that a growing text costs little; a loop longer than that is found by a last look at the whole.
     """
-    units = cut(text, finished=finished)
+    begin = 1 + max(text.rfind(mark, 0, max(0, since - _REREAD)) for mark in ".。")
+    units = cut(text, begin, finished=finished)
     found: list[Defect] = []
     if garble:
         found += _doubled_pieces(text, units, lexicon)
         found += _loops(units)
-        found += _sentences_again(text, units, finished=finished, since=since)
+        found += _sentences_again(text, units, begin, finished=finished)
     if lexicon is not None:
         doubled = [(defect.start, defect.end) for defect in found]
         found += [
             Defect(kind, start, end)
             for kind, start, end in lexicon.judge(units)
-            if not any(from_ <= start and end <= to for from_, to in doubled)
+            if not any(left <= start and end <= right for left, right in doubled)
         ]
     return sorted(
         (defect for defect in dict.fromkeys(found) if defect.end > since),
@@ -95,12 +99,15 @@ def repeated_sentences(sentences: Sequence[str]) -> list[bool]:
 def _doubled_pieces(text: str, units: list[Unit], lexicon: Lexicon | None) -> list[Defect]:
     """Pieces inside a word, words and marks that stand there twice in a row."""
     found = []
-    end = units[-1].end if units else 0
-    for match in _DOUBLED.finditer(text, 0, end):
+    if not units:
+        return []
+    for match in _DOUBLED.finditer(text, units[0].start, units[-1].end):
         word = _word_around(text, match)
         if word.lower() not in _TRUE_WORDS and (lexicon is None or not lexicon.knows(word)):
             found.append(Defect(flags.REPEATED_SUBWORD, match.start(), match.end()))
-    found += [Defect(flags.REPEATED_PUNCTUATION, *match.span()) for match in _DOUBLED_MARK.finditer(text)]
+    found += [
+        Defect(flags.REPEATED_PUNCTUATION, *match.span()) for match in _DOUBLED_MARK.finditer(text, units[0].start)
+    ]
     before: Unit | None = None
     for unit in units:
         if unit.is_word and len(unit.text) == 1 and unit.text > "\u2e7f":
@@ -145,7 +152,8 @@ def _loops(units: list[Unit]) -> list[Defect]:
             if distance >= 2 and length >= distance:
                 phrase = units[at - distance + 1 : at + 1]
                 if any(one.is_word for one in phrase) and sum(len(one.text) for one in phrase) >= _SHORTEST_LOOP:
-                    found.append(Defect(flags.LOOP, units[at - 2 * distance + 1].start, unit.end))
+                    first = next(one for one in units[at - 2 * distance + 1 :] if one.is_word)
+                    found.append(Defect(flags.LOOP, first.start, unit.end))
                     break
         run = grown
         earlier.append(at)
@@ -176,21 +184,22 @@ def _comes_back(units: list[Unit]) -> Span | None:
     return None
 
 
-def _sentences_again(text: str, units: list[Unit], *, finished: bool, since: int) -> list[Defect]:
+def _sentences_again(text: str, units: list[Unit], begin: int, *, finished: bool) -> list[Defect]:
     """Sentences that were already said in their section, and those that go round in a circle."""
     sections = parse_sections(text)
     found = []
     for within in (sections.findings_span, sections.impression_span):
         said: set[tuple[str, ...]] = set()
-        at = bisect.bisect_left(units, within[0], key=_start)
-        for start, end in sentence_spans(text, *within):
+        from_ = max(begin, within[0])
+        at = bisect.bisect_left(units, from_, key=_start)
+        for start, end in sentence_spans(text, from_, within[1]):
             first = at
             while at < len(units) and units[at].start < end:
                 at += 1
             if not finished and end == len(text) and text[-1] not in ".!?。！？；":
                 break  # more of this sentence is to come
             words = tuple(unit.text.lower() for unit in units[first:at] if unit.is_word)
-            if end > since and words:
+            if words:
                 if words in said:
                     found.append(Defect(flags.LOOP, start, end))
                 circle = _comes_back(units[first:at]) if len(words) >= _GRAM * _TIMES else None

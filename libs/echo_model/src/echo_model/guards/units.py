@@ -10,6 +10,7 @@ _UNIT: Final = re.compile(
     rf"[{_CJK}]|[^\W\d_{_CJK}]+(?:[-'][^\W\d_{_CJK}]+)*|\d+(?:[.,]\d+)*|[^\w\s]|_",
 )
 NUMBER: Final = "#"
+_JOINING: Final = "-'.,"  # "left-" may become "left-sided", "3." may become "3.5"
 
 
 class Unit(NamedTuple):
@@ -32,14 +33,18 @@ class Unit(NamedTuple):
         return bare if self.glued else f" {bare}"
 
 
-def cut(text: str, *, finished: bool = True) -> list[Unit]:
-    """The units of a text. When it is not finished, a last word or number that may still grow is left out."""
+def cut(text: str, begin: int = 0, *, finished: bool = True) -> list[Unit]:
+    """The units of a text from `begin` on. When it is not finished, a last word that may still grow is left out."""
     units: list[Unit] = []
-    before = -1
-    for match in _UNIT.finditer(text):
+    before = begin or -1
+    for match in _UNIT.finditer(text, begin):
         start, end = match.span()
         units.append(Unit(match.group(), start, end, glued=start == before))
         before = end
-    if not finished and units and units[-1].end == len(text) and units[-1].text[0].isalnum():
-        units.pop()
+    if not finished:
+        whole = len(text)
+        if units and units[-1].end == whole and units[-1].text in _JOINING:
+            whole = units.pop().start
+        if units and units[-1].end == whole and units[-1].text[0].isalnum():
+            units.pop()
     return units
