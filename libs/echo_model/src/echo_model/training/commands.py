@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from echo_model.data.tokenizer import special_ids, train_tokenizer
 from echo_model.domain_score import FILE_NAME
+from echo_model.guards import LEXICON_FILE, Lexicon
 from echo_model.model import load_model
 from echo_model.training.checkpoint import generation_settings, write_checkpoint
 from echo_model.training.config import StageName, TrainConfig, TrainConfigError
@@ -79,7 +80,7 @@ def train(stage: StageName, config: TrainConfig, *, resume: bool = False, say: S
         batch=config.batch,
         say=say,
     )
-    _finish(stage, config, model, tokenizer)
+    _finish(stage, config, model, tokenizer, Lexicon.fit(report.text for report in reports))
     say(f"{stage}  written to {config.out}")
 
 
@@ -140,7 +141,7 @@ def _loss(stage: StageName, config: TrainConfig, model: Any, data: TextData) -> 
     )
 
 
-def _finish(stage: StageName, config: TrainConfig, model: Any, tokenizer: Tokenizer) -> None:
+def _finish(stage: StageName, config: TrainConfig, model: Any, tokenizer: Tokenizer, lexicon: Lexicon) -> None:
     """Write the checkpoint, whole or not at all, with how it is meant to be decoded."""
     part = config.out.with_name(f"{config.out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -150,6 +151,7 @@ def _finish(stage: StageName, config: TrainConfig, model: Any, tokenizer: Tokeni
         steps = 1 if stage == "dcd" else config.block_length
         settings |= {"block_length": config.block_length, "denoising_steps": steps}
     (part / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    lexicon.save(part / LEXICON_FILE)
     if config.init is not None and (config.init / FILE_NAME).is_file():
         shutil.copyfile(config.init / FILE_NAME, part / FILE_NAME)  # of the tower, which was not trained here
     part.rename(config.out)
