@@ -39,6 +39,7 @@ from dicom_listener.handlers.commit import CommitmentLoop
 from dicom_listener.handlers.complete import CompletenessLoop
 from dicom_listener.handlers.receive import Receiver
 from dicom_listener.handlers.refusals import RefusalBook
+from dicom_listener.handlers.sweep import UnderWay
 from pipeline.clock import SystemClock
 from pipeline.database import Database
 from pipeline.events import Event
@@ -261,7 +262,14 @@ def listening(
     ledger = SqlLedger(database, policy)  # type: ignore[arg-type]  # tests pass one of the two words
     book = RefusalBook(ledger, clock)
     receiver = Receiver(
-        objects, ledger, associations, book, clock, watermark or Watermark(0, 0), free or (lambda: free_bytes(objects))
+        objects,
+        ledger,
+        associations,
+        book,
+        UnderWay(),
+        clock,
+        watermark or Watermark(0, 0),
+        free or (lambda: free_bytes(objects)),
     )
     commitments = SqlCommitments(database)
     reporter = DimseReporter(known_peers or {}, None, 20)

@@ -9,12 +9,14 @@ import ssl
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
 from dicom_listener.adapters.commitment_scp import CommitmentScp
 from dicom_listener.adapters.commitments import DimseReporter, PeerAddress, SqlCommitments
 from dicom_listener.adapters.ledger import SqlLedger
+from dicom_listener.adapters.object_index import SqlObjectIndex
 from dicom_listener.adapters.scp import ScpOptions, StorageScp
 from dicom_listener.adapters.staging import clear_leftovers
 from dicom_listener.adapters.tables import outbox
@@ -26,6 +28,7 @@ from dicom_listener.handlers.commit import CommitmentLoop
 from dicom_listener.handlers.complete import CompletenessLoop
 from dicom_listener.handlers.receive import Receiver
 from dicom_listener.handlers.refusals import RefusalBook
+from dicom_listener.handlers.sweep import Sweeper, UnderWay
 from dicom_listener.settings import Settings
 from pipeline.buses import make_bus
 from pipeline.clock import SystemClock
@@ -155,11 +158,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     ledger = SqlLedger(database, settings.duplicate_policy)
     rules = Rules(settings.quiet_seconds, settings.release_seconds, settings.maximum_age_seconds)
     refusals = RefusalBook(ledger, clock)
+    under_way = UnderWay()
+    sweeper = Sweeper(
+        store,
+        SqlObjectIndex(database, clock),
+        under_way,
+        clock,
+        orphan_grace=timedelta(seconds=settings.orphan_grace_seconds),
+        keep_objects=timedelta(days=settings.retain_days) if settings.retain_days else None,
+        keep_refusals=timedelta(days=settings.retain_refusals_days),
+        interval=timedelta(seconds=settings.sweep_seconds),
+    )
     receiver = Receiver(
         store,
         ledger,
         associations,
         refusals,
+        under_way,
         clock,
         Watermark(settings.min_free_bytes, settings.resume_free_bytes),
         lambda: free_bytes(store),
@@ -175,6 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     scp = bind_scp(settings, receiver, associations, refusals, store, clock, commitment, tls)
 
     runner.add_loop("completeness", completeness.run)
+    runner.add_loop("sweep", sweeper.run)
     runner.add_loop("commitment", committing.run)
     runner.add_loop("refusals", refusals.run)
     runner.add_loop("outbox", OutboxRelay(database, outbox, producer, clock).run)

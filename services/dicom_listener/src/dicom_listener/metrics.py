@@ -22,5 +22,6 @@ STORE_SECONDS = Histogram(
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 30),
 )
 COMMITMENTS = Counter("echo_dicom_commitments_total", "Storage commitments, by how they ended", ["outcome"])
+SWEPT = Counter("echo_dicom_objects_swept_total", "Objects deleted, by why", ["kind"])
 OPEN_STUDIES = Gauge("echo_dicom_open_studies", "Studies that are being received")
 COMPLETED = Counter("echo_dicom_studies_completed_total", "Study versions closed, by reason", ["reason"])

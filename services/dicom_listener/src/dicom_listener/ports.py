@@ -105,10 +105,6 @@ class Ledger(Protocol):
         """Close the version and write its event; false when the study has changed in the meantime."""
         ...
 
-    def forget_refusals(self, before: datetime) -> None:
-        """Delete refusals older than that."""
-        ...
-
 
 class StagedFile(Protocol):
     """An object on its way in: preamble, file meta and the data set as received, in the staging folder."""

@@ -99,6 +99,20 @@ class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSetting
     maximum_age_seconds: float = Field(
         3600.0, gt=0, le=604_800, description="A study version open for this long is complete, whatever still arrives."
     )
+    retain_days: float = Field(
+        0.0,
+        ge=0,
+        description="Objects of studies that have been complete for this long are deleted, their rows stay; 0: never.",
+    )
+    retain_refusals_days: float = Field(
+        90.0, gt=0, description="Refusals, and objects kept in quarantine for them, are deleted after this long."
+    )
+    orphan_grace_seconds: float = Field(
+        3600.0, ge=0, description="Objects that a crash left without a row are deleted after this long."
+    )
+    sweep_seconds: float = Field(
+        3600.0, gt=0, description="Seconds between looks for what is to be deleted; the first is at start."
+    )
     min_free_bytes: int = Field(
         512 * 2**20, ge=0, description="With less free space than this objects are refused (A700H)."
     )

@@ -73,15 +73,23 @@ class SqlLedger:
     def _known(self, connection: Connection, stored: StoredObject, now: datetime) -> Recorded | None:
         """The outcome if this SOP instance is there and stays as it is; None if it is to be entered as valid."""
         rows = connection.execute(
-            sa.select(instances.c.id, instances.c.sha256, instances.c.valid).where(
+            sa.select(instances.c.id, instances.c.sha256, instances.c.valid, instances.c.deleted_at).where(
                 instances.c.sop_instance_uid == stored.header.sop_instance_uid
             )
         ).all()
         same = next((row for row in rows if row.sha256 == stored.sha256), None)
         if same is not None and (same.valid or not self._replace):
             connection.execute(
-                instances.update().where(instances.c.id == same.id).values(duplicates=instances.c.duplicates + 1)
+                instances.update()
+                .where(instances.c.id == same.id)
+                .values(duplicates=instances.c.duplicates + 1, deleted_at=None)
             )
+            if same.deleted_at is not None:  # its object stands again, and is kept as long as a new one
+                connection.execute(
+                    studies.update()
+                    .where(studies.c.study_instance_uid == stored.header.study_instance_uid, studies.c.state != OPEN)
+                    .values(expired_at=None, completed_at=now)
+                )
             return Recorded.DUPLICATE
         if rows and not self._replace:
             self._insert_instance(connection, stored, now, version=None)
@@ -154,7 +162,8 @@ class SqlLedger:
         else:
             fields = merged(header.study, study.fields)  # a late one may bring corrected identifiers
             version = study.version + 1
-            values |= {"version": version, "state": OPEN, "reason": None, "opened_at": now, "completed_at": None}
+            values |= {"version": version, "state": OPEN, "reason": None, "opened_at": now}
+            values |= {"completed_at": None, "expired_at": None}
             outbox.add(
                 connection,
                 study_opened(header.study_instance_uid, version, stored.peer.calling_ae_title, fields, now),
@@ -192,11 +201,6 @@ class SqlLedger:
                     )
                 )
                 outbox.add(connection, dicom_refused(each, now))
-
-    def forget_refusals(self, before: datetime) -> None:
-        """Delete refusals older than that."""
-        with self._database.write() as connection:
-            connection.execute(tables.refusals.delete().where(tables.refusals.c.at < before))
 
     def open_studies(self) -> Sequence[OpenStudy]:
         """All studies that are being received."""
@@ -246,7 +250,11 @@ class SqlLedger:
                 return False  # an object came in between
             objects = connection.execute(
                 sa.select(instances)
-                .where(instances.c.study_instance_uid == study.study_instance_uid, instances.c.valid)
+                .where(
+                    instances.c.study_instance_uid == study.study_instance_uid,
+                    instances.c.valid,
+                    instances.c.deleted_at.is_(None),
+                )
                 .order_by(instances.c.id)
             ).all()
             received = {

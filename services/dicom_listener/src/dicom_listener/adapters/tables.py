@@ -44,12 +44,19 @@ studies = sa.Table(
     sa.Column("last_received_at", UtcDateTime, nullable=False),
     sa.Column("released_at", UtcDateTime),
     sa.Column("completed_at", UtcDateTime),
+    sa.Column("expired_at", UtcDateTime),  # its objects are deleted
     sa.Column("instance_count", sa.Integer, nullable=False),
     sa.Column("accession_number", sa.Text, index=True),
     sa.Column("patient_id", sa.Text, index=True),
     sa.Column("fields", sa.JSON, nullable=False),
     sa.Column("calling_ae_titles", sa.JSON, nullable=False),
     sa.Column("called_ae_title", sa.Text, nullable=False),
+    sa.Index(
+        "studies_expiring",
+        "completed_at",
+        sqlite_where=sa.text("completed_at IS NOT NULL AND expired_at IS NULL"),
+        postgresql_where=sa.text("completed_at IS NOT NULL AND expired_at IS NULL"),
+    ),
     sa.Index(
         "studies_open",
         "study_instance_uid",
@@ -76,6 +83,7 @@ instances = sa.Table(
     sa.Column("calling_ae_title", sa.Text, nullable=False),
     sa.Column("duplicates", sa.Integer, nullable=False),
     sa.Column("fields", sa.JSON, nullable=False),
+    sa.Column("deleted_at", UtcDateTime),  # the object is gone; the row remembers that it was there
     sa.UniqueConstraint("sop_instance_uid", "sha256", name="instances_content"),
     sa.Index("instances_of_study", "study_instance_uid"),
     sa.Index("instances_object", "object_key"),

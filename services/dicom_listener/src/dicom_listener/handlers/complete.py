@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from datetime import timedelta
 
 from dicom_listener import metrics
 from dicom_listener.domain.completeness import Rules, Stopwatches, complete_because
@@ -16,8 +15,6 @@ from pipeline.errors import InvalidEvent
 from pipeline.telemetry import study_ref
 
 log = logging.getLogger(__name__)
-
-_KEEP_REFUSALS = timedelta(days=90)
 
 
 class CompletenessLoop:
@@ -32,7 +29,6 @@ class CompletenessLoop:
         self._clock = clock
         self._interval_s = interval_s
         self._stopwatches = Stopwatches()
-        self._next_prune = 0.0
         self._unsendable: set[tuple[str, int]] = set()
 
     def adopt(self) -> None:
@@ -83,13 +79,7 @@ class CompletenessLoop:
                     "instances": study.instance_count,
                 },
             )
-        self._prune()
         return closed
-
-    def _prune(self) -> None:
-        if self._clock.monotonic() >= self._next_prune:
-            self._ledger.forget_refusals(self._clock.now() - _KEEP_REFUSALS)
-            self._next_prune = self._clock.monotonic() + 3600
 
     def run(self, stop: threading.Event) -> None:
         """Until stopped; an unreachable database is waited for."""

@@ -13,6 +13,7 @@ from dicom_listener.domain.uids import is_uid
 from dicom_listener.domain.watermark import Watermark
 from dicom_listener.handlers.associations import Association, Associations
 from dicom_listener.handlers.refusals import RefusalBook
+from dicom_listener.handlers.sweep import UnderWay
 from dicom_listener.ports import Ledger, Peer, Refusal, StagedFile, StoredObject
 from pipeline.clock import Clock, iso
 from pipeline.database import is_transient
@@ -37,6 +38,7 @@ class Receiver:
         ledger: Ledger,
         associations: Associations,
         refusals: RefusalBook,
+        under_way: UnderWay,
         clock: Clock,
         watermark: Watermark,
         free_bytes: Callable[[], int | None],
@@ -45,6 +47,7 @@ class Receiver:
         self._ledger = ledger
         self._associations = associations
         self._refusals = refusals
+        self._under_way = under_way
         self._clock = clock
         self._watermark = watermark
         self._free_bytes = free_bytes
@@ -97,12 +100,14 @@ class Receiver:
         if header.sop_instance_uid != staged.sop_instance_uid:
             raise Refused(Reason.UID_MISMATCH, "SOPInstanceUID")
         key = object_key(sha256)
-        staged.put(key)
-        # Before the row is visible: the completeness loop must not see a study without its open association.
-        self._associations.carry(association, header.study_instance_uid)
-        recorded = self._ledger.record(
-            StoredObject(header, staged.transfer_syntax_uid, key, sha256, staged.size_bytes, peer), self._clock.now()
-        )
+        with self._under_way.keeping(key):
+            staged.put(key)
+            # Before the row is visible: the completeness loop must not see a study without its open association.
+            self._associations.carry(association, header.study_instance_uid)
+            recorded = self._ledger.record(
+                StoredObject(header, staged.transfer_syntax_uid, key, sha256, staged.size_bytes, peer),
+                self._clock.now(),
+            )
         metrics.RECORDED.labels(outcome=recorded.value).inc()
         metrics.BYTES.inc(staged.size_bytes)
         log.debug("object kept", extra={"study": study_ref(header.study_instance_uid), "outcome": recorded.value})

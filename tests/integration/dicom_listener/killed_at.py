@@ -1,0 +1,74 @@
+"""The listener as a process that kills itself (SIGKILL) at a named point, the n-th time it is there.
+
+Each line of JSON on standard input starts one: `point`, `nth`, `environment`, `log`. It is forked from this process,
+which has imported everything and has no threads, so that a start costs little. Its end is told on standard output. The
+points lie between the steps of receiving: the product knows nothing of them, they are wrapped around its methods.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from dicom_listener.adapters.dimse import StagingDimse
+from dicom_listener.adapters.ledger import SqlLedger
+from dicom_listener.adapters.staging import IncomingFile
+from dicom_listener.app import main
+from pipeline.sql_bus import SqlProducer
+from pipeline.store import LocalObjectStore
+
+POINTS: dict[str, tuple[type, str, bool]] = {
+    # name: (class, method, whether the method runs first)
+    "chunk_written": (IncomingFile, "write", True),
+    "before_rename": (LocalObjectStore, "put_file", False),
+    "file_renamed": (LocalObjectStore, "put_file", True),
+    "row_committed": (SqlLedger, "record", True),
+    "success_sent": (StagingDimse, "send_msg", True),
+    "before_publishing": (SqlProducer, "publish", False),
+    "published": (SqlProducer, "publish", True),
+}
+
+
+def killing(original: Callable[..., Any], nth: int, *, after: bool) -> Callable[..., Any]:
+    """The method, with an end."""
+    calls = 0
+
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        dies = calls >= nth
+        if dies and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*arguments, **named)
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    return wrapped
+
+
+def child(order: dict[str, Any]) -> None:
+    """Become the listener."""
+    with open(order["log"], "ab") as log:  # noqa: PTH123  # a descriptor is what is wanted
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    for name in [name for name in os.environ if name.startswith("ECHO_")]:
+        del os.environ[name]
+    os.environ.update(order["environment"])
+    kind, method, after = POINTS[order["point"]]
+    setattr(kind, method, killing(getattr(kind, method), order["nth"], after=after))
+    os._exit(main([]))
+
+
+if __name__ == "__main__":
+    print("ready", flush=True)
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            child(json.loads(line))
+        _, status = os.waitpid(pid, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)

@@ -1,0 +1,99 @@
+"""Retention and orphans: what is deleted, and what must never be."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from dicom_listener.adapters.object_index import SqlObjectIndex
+from dicom_listener.adapters.tables import instances
+from dicom_listener.handlers.sweep import Sweeper, UnderWay
+from integration.dicom_listener.peers import Listener, Sender, image, listening
+from pipeline.clock import ManualClock
+from pipeline.events import STUDY_COMPLETED
+
+
+def sweeper(listener: Listener, clock: ManualClock, under_way: UnderWay, grace_s: float = 60) -> Sweeper:
+    return Sweeper(
+        listener.store,
+        SqlObjectIndex(listener.database, clock),
+        under_way,
+        clock,
+        orphan_grace=timedelta(seconds=grace_s),
+        keep_objects=timedelta(days=7),
+        keep_refusals=timedelta(days=90),
+        interval=timedelta(hours=1),
+    )
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.needs("postgres"))])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/l.sqlite3"
+    return str(request.getfixturevalue("postgres_url"))
+
+
+def test_orphans_go_after_the_grace_time_unless_they_are_being_kept(url: str, tmp_path: Path) -> None:
+    clock, under_way, stop = ManualClock(datetime.now(UTC)), UnderWay(), threading.Event()
+    with listening(url, tmp_path / "o") as listener:
+        with Sender(listener.port) as sender:
+            assert sender.send(image()) == 0
+        orphan, kept = f"objects/aa/bb/{'a' * 64}.dcm", f"objects/cc/dd/{'c' * 64}.dcm"
+        for key in (orphan, kept):
+            listener.store.put_bytes(b"half a film", key)
+        sweeping = sweeper(listener, clock, under_way)
+        assert sweeping.collect_orphans(stop) == 0
+        clock.advance(61)
+        with under_way.keeping(kept):
+            assert sweeping.collect_orphans(stop) == 1
+        assert not listener.store.exists(orphan)
+        assert listener.store.exists(kept)
+        (row,) = listener.rows(instances)
+        assert listener.store.exists(row.object_key)
+
+
+def test_retention_deletes_objects_and_remembers_them(url: str, tmp_path: Path) -> None:
+    clock, stop = ManualClock(datetime.now(UTC)), threading.Event()
+    with listening(url, tmp_path / "o") as listener:
+        sweeping = sweeper(listener, clock, UnderWay())
+        old = [image() for _ in range(25)]
+        with Sender(listener.port) as sender:
+            assert {sender.send(ds) for ds in old} == {0}
+        listener.step_until(25)
+        with Sender(listener.port) as sender:
+            assert sender.send(image()) == 0  # still open
+            clock.advance(86_400 * 8)
+            assert sweeping.expire(stop) == 25
+            assert sweeping.expire(stop) == 0
+            assert len(list(listener.store.keys("objects"))) == 1
+            assert len(listener.rows(instances)) == 26
+            # The PACS sends one again, then a late image: the new version lists what stands.
+            assert sender.send(old[0]) == 0
+            assert listener.store.exists(listener.instance(old[0].SOPInstanceUID).object_key)
+            late = image(old[1].StudyInstanceUID)
+            assert sender.send(late) == 0
+        listener.step_until(2)
+        event = next(
+            event for event in listener.events() if event.type == STUDY_COMPLETED and event.data["study_version"] == 2
+        )
+        assert [each["sop_instance_uid"] for each in event.data["instances"]] == [late.SOPInstanceUID]
+
+
+def test_old_refusals_and_their_quarantine_go(url: str, tmp_path: Path) -> None:
+    clock, stop = ManualClock(datetime.now(UTC)), threading.Event()
+    with listening(url, tmp_path / "o") as listener:
+        ds = image()
+        with Sender(listener.port) as sender:
+            assert sender.store(b"no data set at all", ds.SOPClassUID, ds.SOPInstanceUID) == 0xC000
+        (refusal,) = listener.refusals()
+        assert listener.store.exists(refusal.quarantine_key)
+        sweeping = sweeper(listener, clock, UnderWay())
+        sweeping.sweep(stop)
+        assert listener.store.exists(refusal.quarantine_key)
+        clock.advance(86_400 * 91)
+        sweeping.sweep(stop)
+        assert list(listener.store.keys("quarantine")) == []
+        assert listener.refusals() == []
