@@ -85,6 +85,11 @@ class StudyEvents:
     def skipped(self, version: int = 1) -> Event:
         return self._event(STUDY_SKIPPED, version, {})
 
+    def held(self, version: int = 1) -> Event:
+        reason = {"code": "view_unknown", "text": "Nothing in the headers says that a view is frontal."}
+        told = {"reason": reason, "person_must_act": True, "evidence": ["chest_by_study_description"]}
+        return self._event(STUDY_SKIPPED, version, told)
+
     def requested(self, version: int = 1, attempt: int = 1) -> Event:
         images = example(REPORT_REQUESTED)["images"]
         images[0]["sop_instance_uid"] = self.sop_instance_uid

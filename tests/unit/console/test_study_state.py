@@ -33,6 +33,9 @@ def test_a_study_goes_through_all_states_in_order() -> None:
 CASES: dict[str, tuple[Callable[[StudyEvents], list[Event]], tuple[str, str | None]]] = {
     "skipped": (lambda s: [s.opened(), s.completed(), s.skipped()], ("skipped", "no_frontal_view")),
     "skipped, then asked for after all": (lambda s: [s.completed(), s.skipped(), s.requested()], ("queued", None)),
+    "a person must decide": (lambda s: [s.completed(), s.held()], ("parked", "view_unknown")),
+    "a person released it": (lambda s: [s.completed(), s.held(), s.requested()], ("queued", None)),
+    "a person declined it": (lambda s: [s.completed(), s.held(), s.skipped()], ("skipped", "no_frontal_view")),
     "asked for, then withdrawn": (
         lambda s: [s.completed(), s.requested(), s.skipped()],
         ("skipped", "no_frontal_view"),
@@ -166,3 +169,11 @@ def test_facts_keep_no_more_than_is_shown() -> None:
     fact = fact_of(StudyEvents().completed())
     assert "PHANTOM^1" not in str(fact)
     assert "object_ref" not in str(fact)
+
+
+def test_the_timeline_says_what_the_headers_said_and_what_was_assumed() -> None:
+    study = StudyEvents()
+    held, queued = timeline_of(facts([study.held(), study.requested()]))
+    assert held.title == "Parked: a person decides"
+    assert held.detail.endswith("Headers say: chest by study description.")
+    assert "Taken for granted: view unknown." in queued.detail

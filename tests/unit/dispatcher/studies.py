@@ -46,8 +46,8 @@ def instance(**changes: Any) -> dict[str, Any]:
 
 
 def study_data(*instances: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """A completed study's data; `age`, `born`, `description`, `procedure`, `callers` stand for what is nested."""
-    procedure = changes.get("procedure")
+    """A completed study's data; `age`, `born`, `description`, `callers` ... stand for what is nested."""
+    procedure, code = changes.get("procedure"), changes.get("procedure_code")
     return {
         "reason": "quiet_period",
         "patient": {
@@ -63,14 +63,16 @@ def study_data(*instances: dict[str, Any], **changes: Any) -> dict[str, Any]:
             "issuer_of_accession_number": None,
             "requested_procedure_id": None,
             "placer_order_number": None,
-            "procedure_code": {"value": "X", "scheme": None, "meaning": procedure} if procedure else None,
+            "procedure_code": {"value": code or "X", "scheme": None, "meaning": procedure}
+            if procedure or code
+            else None,
         },
         "study_id": None,
         "study_description": changes.get("description"),
         "study_started_at": changes.get("taken", "2026-01-05T07:58:30"),
         "institution_name": None,
         "calling_ae_titles": changes.get("callers", ["PACS"]),
-        "called_ae_title": "ECHO",
+        "called_ae_title": changes.get("called", "ECHO"),
         "instances": list(instances) or [instance()],
         "first_received_at": "2026-01-05T08:00:00Z",
         "last_received_at": "2026-01-05T08:00:00Z",

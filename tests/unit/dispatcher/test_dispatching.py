@@ -57,15 +57,17 @@ class Broker:
 
 
 class Dispatcher:
-    def __init__(self, database: Database, folder: Path) -> None:
+    def __init__(
+        self, database: Database, folder: Path, policy: Policy | None = None, limits: Limits | None = None
+    ) -> None:
         self.clock = ManualClock(NOW)
         self.broker = Broker()
         self.database = database
         self.database.migrate(MIGRATIONS)
         self.store = LocalObjectStore(folder / "objects")
         self.units = SqlUnits(self.database, self.clock)
-        self.limits = Limits()
-        policy = Policy(stat_calling_ae_titles=frozenset({"ER"}))
+        self.limits = limits or Limits()
+        policy = policy or Policy(stat_calling_ae_titles=frozenset({"ER"}))
         self.handlers = Handlers(policy, self.limits, "default", self.clock)
         self.relay = TaskRelay(self.database, self.store, self.broker, self.clock)
         self.by_type = event_handlers(self.handlers, self.clock)

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from dispatcher.domain.eligibility import REASONS, Policy, Select, Skip, View, age_years, decide, study_of, view
+from dispatcher.domain.eligibility import REASONS, Ask, Policy, Select, Skip, decide
+from dispatcher.domain.evidence import View, age_years, view
+from dispatcher.domain.study import study_of
 from unit.dispatcher.studies import instance, new_uid, study_data
 
 POLICY = Policy()
@@ -18,6 +20,8 @@ PROCESSING = "1.2.840.10008.5.1.4.1.1.1.1.1"
 
 def verdict(*instances: dict[str, Any], policy: Policy = POLICY, **study: Any) -> str:
     decision = decide(study_of(study_data(*instances, **study)), policy)
+    if isinstance(decision, Ask):
+        return f"ask: {' '.join(decision.codes)}"
     return decision.code if isinstance(decision, Skip) else "report"
 
 
@@ -96,6 +100,10 @@ def blank(**changes: Any) -> dict[str, Any]:
         ("paediatric", instance(), {"born": "1900-01-01", "age": "004Y"}),
         ("report", instance(), {"born": "1990-01-01", "age": "004Y"}),
         ("report", instance(), {"born": "2030-01-01"}),
+        ("paediatric", instance(), {"description": "XR chest paediatric"}),
+        ("paediatric", instance(series_description="NICU portable chest"), {}),
+        ("report", instance(), {"description": "Infantry medical, chest", "age": "030Y"}),
+        ("report", instance(), {"description": "XR chest child", "age": "030Y"}),
     ],
 )
 def test_default_policy(expected: str, image: dict[str, Any], study: dict[str, Any]) -> None:
@@ -108,9 +116,69 @@ def test_missing_evidence_follows_the_site() -> None:
     assert verdict(blank(), policy=strict) == "body_part_unknown"
     assert verdict(instance(view_position=None), policy=strict) == "view_unknown"
     assert verdict(instance(), policy=strict) == "report"
-    decision = decide(study_of(study_data(blank())), POLICY)
+    decision = decide(study_of(study_data(blank(), age="050Y")), POLICY)
     assert isinstance(decision, Select)
     assert decision.assumed == ("body_part_unknown", "view_unknown")
+
+
+@pytest.mark.parametrize(
+    ("setting", "code", "image", "study"),
+    [
+        ("missing_evidence", "body_part_unknown", blank(view_position="PA"), {"age": "050Y"}),
+        ("missing_evidence", "view_unknown", instance(view_position=None), {"age": "050Y"}),
+        ("conflicting_evidence", "conflicting_body_part", instance(), {"age": "050Y", "description": "HAND 3 VIEWS"}),
+        ("younger_patients", "paediatric", instance(), {"age": "004Y"}),
+        ("unknown_age", "age_unknown", instance(), {}),
+        ("old_studies", "old_study", instance(), {"age": "050Y", "taken": "2025-11-30T10:00:00"}),
+        ("burned_in_annotation", "burned_in_annotation", instance(burned_in_annotation="YES"), {"age": "050Y"}),
+    ],
+)
+def test_every_doubt_is_reported_asked_or_skipped_as_the_site_says(
+    setting: str, code: str, image: dict[str, Any], study: dict[str, Any]
+) -> None:
+    def decision(action: str) -> Select | Ask | Skip:
+        policy = Policy(**{"maximum_study_age_days": 30, setting: action})  # type: ignore[arg-type]  # one of the words
+        return decide(study_of(study_data(image, **study)), policy)
+
+    reported, asked, skipped = decision("report"), decision("ask"), decision("skip")
+    assert isinstance(reported, Select)
+    assert reported.assumed == (code,)
+    assert isinstance(asked, Ask)
+    assert asked.codes == (code,)
+    assert asked.text == REASONS[code]
+    assert asked.select.images == reported.images
+    assert isinstance(skipped, Skip)
+    assert skipped.code == code
+
+
+def test_several_doubts_are_all_named_and_one_that_skips_decides() -> None:
+    asking = Policy(missing_evidence="ask", unknown_age="ask")
+    assert verdict(blank(), policy=asking) == "ask: body_part_unknown age_unknown view_unknown"
+    assert verdict(blank(), policy=asking, age="004Y") == "paediatric"
+    assert verdict(blank(view_position="LL"), policy=asking) == "no_frontal_view"
+
+
+def test_a_site_s_procedure_code_says_chest() -> None:
+    policy = Policy(missing_evidence="skip", chest_procedure_codes=frozenset({"XTHO2"}))
+    image = instance(body_part_examined=None)
+    assert verdict(image, policy=policy) == "body_part_unknown"
+    assert verdict(image, policy=policy, procedure_code="XTHO2") == "report"
+    assert verdict(image, policy=policy, procedure_code="XABD1") == "body_part_unknown"
+
+
+def test_the_evidence_is_named_by_the_header_that_gave_it() -> None:
+    study = study_data(instance(series_description="Thorax pa"), description="XR chest", age="050Y")
+    decision = decide(study_of(study), POLICY)
+    assert isinstance(decision, Select)
+    assert decision.evidence == (
+        "chest_by_body_part_examined",
+        "chest_by_series_description",
+        "chest_by_study_description",
+        "frontal_by_headers",
+    )
+    skip = decide(study_of(study_data(instance(), description="HAND 3 VIEWS")), POLICY)
+    assert isinstance(skip, Skip)
+    assert skip.evidence == ("chest_by_body_part_examined", "other_by_study_description")
 
 
 def test_secondary_captures_and_children_by_setting() -> None:
@@ -138,8 +206,27 @@ def test_images_frontal_first_and_no_more_than_allowed() -> None:
         assert isinstance(decision, Select)
         return [image.sop_instance_uid for image in decision.images]
 
-    in_order = [image["sop_instance_uid"] for image in (pa, ap, lateral)]
+    in_order = [image["sop_instance_uid"] for image in (pa, lateral, ap)]
     assert [chosen(most) for most in (1, 2, 3, 9)] == [in_order[:1], in_order[:2], in_order, in_order]
+
+
+def test_of_several_frontals_the_last_or_the_first_or_a_person_s_choice() -> None:
+    early = instance(acquired_at="2026-01-05T07:50:00", instance_number=9)
+    late = instance(acquired_at="2026-01-05T07:55:00", instance_number=1)
+    for which, expected in (("last", late), ("first", early)):
+        decision = decide(study_of(study_data(early, late)), Policy(several_frontals=which))  # type: ignore[arg-type]  # one of the words
+        assert isinstance(decision, Select)
+        assert decision.images[0].sop_instance_uid == expected["sop_instance_uid"]
+    assert verdict(early, late, policy=Policy(several_frontals="ask")) == "ask: several_frontals"
+    assert verdict(early, policy=Policy(several_frontals="ask")) == "report"
+
+
+def test_old_studies_are_priors_only_where_a_limit_is_set() -> None:
+    assert verdict(instance(), taken="2019-03-01T10:00:00") == "report"
+    limited = Policy(maximum_study_age_days=30)
+    assert verdict(instance(), policy=limited, taken="2019-03-01T10:00:00") == "old_study"
+    assert verdict(instance(), policy=limited, taken="2025-12-20T10:00:00") == "report"
+    assert verdict(instance(), policy=limited, taken=None) == "report"
 
 
 def test_an_image_for_processing_serves_when_there_is_no_other() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -15,10 +16,13 @@ from starlette.routing import Route
 
 from dispatcher.adapters import tables
 from dispatcher.adapters.celery_queue import CeleryQueue
+from dispatcher.adapters.commands import COMMANDS, run_command
+from dispatcher.adapters.operations import operation_routes
 from dispatcher.adapters.relay import TaskRelay
 from dispatcher.adapters.store import SqlUnit, SqlUnits
+from dispatcher.desk import Desk
 from dispatcher.domain.jobs import Limits
-from dispatcher.handlers import Handlers, outstanding
+from dispatcher.handlers import GROUP, Handlers, outstanding
 from dispatcher.ports import TaskQueue, Unit, Units
 from dispatcher.settings import Settings
 from pipeline.bus import Bus
@@ -34,6 +38,7 @@ from pipeline.events import (
     REPORT_STARTED,
     STUDY_COMPLETED,
     Event,
+    dead_letter_topic,
 )
 from pipeline.outbox import OutboxRelay
 from pipeline.service import ServiceRunner
@@ -42,7 +47,11 @@ from pipeline.store import make_object_store
 
 log = logging.getLogger(__name__)
 
-GROUP = "dispatcher"
+DESCRIPTION = f"""Decides which studies get a report and hands them to the workers.
+
+With a command, does what an operator asks for on the same database instead of serving:
+{COMMANDS}"""
+
 ANSWERS = (REPORT_STARTED, REPORT_GENERATED, REPORT_FAILED)
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -54,11 +63,14 @@ def limits_of(settings: Settings) -> Limits:
         retry_backoff=timedelta(seconds=settings.retry_backoff_s),
         queue_deadline=timedelta(seconds=settings.queue_deadline_s),
         run_deadline=timedelta(seconds=settings.run_deadline_s),
+        site_interval=timedelta(
+            seconds=60 / settings.site_reports_per_minute if settings.site_reports_per_minute else 0
+        ),
     )
 
 
 def event_handlers(handlers: Handlers, clock: Clock) -> dict[str, EventHandler]:
-    """Event type -> what is done in its transaction."""
+    """Topic -> what is done in its event's transaction."""
 
     def on(use_case: Callable[[Unit, Event], None]) -> EventHandler:
         def handle(connection: Connection, event: Event) -> None:
@@ -71,7 +83,25 @@ def event_handlers(handlers: Handlers, clock: Clock) -> dict[str, EventHandler]:
         REPORT_STARTED: on(handlers.report_started),
         REPORT_GENERATED: on(handlers.report_generated),
         REPORT_FAILED: on(handlers.report_failed),
+        **{dead_letter_topic(topic): on(handlers.event_buried) for topic in (STUDY_COMPLETED, *ANSWERS)},
     }
+
+
+def handlers_of(settings: Settings, clock: Clock) -> Handlers:
+    """The use cases with a site's settings."""
+    return Handlers(settings.policy(), limits_of(settings), settings.model_version, clock)
+
+
+def operate(argv: Sequence[str]) -> int:
+    """One operator's command on the service's database, whether the service runs or not; returns the exit status."""
+    settings = load_settings(Settings, DESCRIPTION, [])
+    clock = SystemClock()
+    database = Database(settings.database_url.get_secret_value())
+    try:
+        database.migrate(MIGRATIONS)
+        return run_command(argv, Desk(SqlUnits(database, clock), handlers_of(settings, clock), clock), sys.stdout)
+    finally:
+        database.close()
 
 
 class SweepLoop:
@@ -106,7 +136,10 @@ class SweepLoop:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the service until SIGTERM; returns the exit status."""
-    settings = load_settings(Settings, "Decides which studies get a report and hands them to the workers.", argv)
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and not argv[0].startswith("-"):
+        return operate(argv)
+    settings = load_settings(Settings, DESCRIPTION, argv)
     runner = ServiceRunner("dispatcher", settings)
     clock = SystemClock()
     database = Database(settings.database_url.get_secret_value())
@@ -117,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     queue = CeleryQueue(settings.broker_url.get_secret_value(), settings.visibility_timeout_s)
     producer = bus.producer()
     units = SqlUnits(database, clock)
-    handlers = Handlers(settings.policy(), limits_of(settings), settings.model_version, clock)
+    handlers = handlers_of(settings, clock)
 
     consumer = EventConsumer(bus, GROUP, event_handlers(handlers, clock), database, tables.inbox, clock)
     runner.add_loop("consumer", consumer.run)
@@ -129,7 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def show_outstanding(_request: Request) -> JSONResponse:  # starlette runs a plain function in a thread
         with units.read() as unit:
-            return JSONResponse(outstanding(unit.load(), clock.now()))
+            return JSONResponse(outstanding(unit.load(), clock.now()) | {"paused": unit.pause() is not None})
 
     checks = {"database": database.ping, "bus": bus.ping, "task_queue": queue.ping, "object_store": store.ping}
-    return runner.run(checks, [Route("/v1/outstanding", show_outstanding)])
+    desk = Desk(units, handlers, clock)
+    return runner.run(checks, [Route("/v1/outstanding", show_outstanding), *operation_routes(desk)])

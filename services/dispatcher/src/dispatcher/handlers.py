@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
 from prometheus_client import Counter, Gauge
 
-from dispatcher.domain import jobs
-from dispatcher.domain.eligibility import Policy, Skip, decide, study_of
-from dispatcher.domain.jobs import Change, Limits
-from dispatcher.ports import Load, TaskQueue, Unit, Units
+from dispatcher.domain import holds, jobs
+from dispatcher.domain.eligibility import REASONS, Ask, Policy, Skip, decide
+from dispatcher.domain.holds import Hold
+from dispatcher.domain.jobs import Change, Job, Limits
+from dispatcher.domain.study import study_of
+from dispatcher.ports import Letter, Load, TaskQueue, Unit, Units
 from pipeline.clock import Clock, iso
 from pipeline.events import REPORT_FAILED, REPORT_REQUESTED, STUDY_SKIPPED, Event, study_event
 from pipeline.taskqueue import QUEUES
@@ -21,6 +24,7 @@ from pipeline.telemetry import study_ref
 log = logging.getLogger(__name__)
 
 SOURCE = "/dispatcher"
+GROUP = "dispatcher"
 _SWEEP_BATCH = 200
 
 STUDIES = Counter("echo_dispatcher_studies_total", "Study versions decided on", ["decision"])
@@ -42,47 +46,148 @@ class Handlers:
     def study_completed(self, unit: Unit, event: Event) -> None:
         """Decide; queue a job and supersede those of older versions, or tell why there is none."""
         uid, version = event.data["study_instance_uid"], event.data["study_version"]
-        now = self._clock.now()
-        decision = decide(study_of(event.data), self._policy)
+        now, study = self._clock.now(), study_of(event.data)
+        known, hold = unit.jobs_of(uid), unit.hold(uid)
+        newest = max([job.study_version for job in known] + ([hold.study_version] if hold else []), default=0)
+        if newest > version or (hold is not None and hold.study_version == version):
+            log.info("study version known already", extra={"study": study_ref(uid), "version": version})
+            return
+        if hold is not None and (superseded := holds.decided(hold, "superseded", now)) is not None:
+            unit.save_hold(superseded)
+        decision = decide(study, self._policy)
         if isinstance(decision, Skip):
             STUDIES.labels(decision=decision.code).inc()
             log.info("study skipped", extra={"study": study_ref(uid), "version": version, "reason": decision.code})
-            reason = {"code": decision.code, "text": decision.text}
-            unit.publish(study_event(STUDY_SKIPPED, SOURCE, uid, version, now, {"reason": reason}))
+            self.tell_skipped(unit, uid, version, decision.code, decision.text, decision.evidence)
             return
-        known = unit.jobs_of(uid)
+        if isinstance(decision, Ask):
+            STUDIES.labels(decision="held").inc()
+            log.info("study held", extra={"study": study_ref(uid), "version": version, "reasons": decision.codes})
+            unit.save_hold(holds.held(uid, version, decision, study.called_ae_title, now))
+            evidence = (*decision.codes, *decision.select.evidence)
+            self.tell_skipped(unit, uid, version, decision.codes[0], decision.text, evidence, person_must_act=True)
+            return
         images = [image.reference() for image in decision.images]
-        change = jobs.created(uid, version, self._model_version, decision.priority, images, now, self._limits)
-        if any(job.study_version > version or job.job_id == change.job.job_id for job in known):
-            log.info("study version known already", extra={"study": study_ref(uid), "version": version})
-            return
+        change = jobs.created(
+            uid,
+            version,
+            self._model_version,
+            decision.priority,
+            images,
+            now,
+            self._limits,
+            site=study.called_ae_title,
+            assumed=decision.assumed,
+            evidence=decision.evidence,
+        )
+        self.queue_new(unit, change, known)
+
+    def queue_new(self, unit: Unit, change: Change, known: Sequence[Job]) -> bool:
+        """Queue a new job in the place of those of older versions; False when it was queued before."""
+        job = change.job
+        extra = {"job_id": job.job_id, "study": study_ref(job.study_instance_uid), "version": job.study_version}
+        if any(other.job_id == job.job_id for other in known):
+            log.info("study version known already", extra=extra)
+            return False
         STUDIES.labels(decision="reported").inc()
         for older in known:
-            self._apply(unit, jobs.superseded(older, now))
-        self._apply(unit, change)
-        log.info(
-            "job queued",
-            extra={
-                "job_id": change.job.job_id,
-                "study": study_ref(uid),
-                "version": version,
-                "images": len(decision.images),
-                "priority": decision.priority,
-                "assumed": list(decision.assumed),
-            },
+            self.apply(unit, jobs.superseded(older, self._clock.now()))
+        self.apply(unit, change)
+        more = {"images": len(job.images), "priority": job.priority, "assumed": list(job.assumed)}
+        log.info("job queued", extra={**extra, **more})
+        return True
+
+    def release(self, unit: Unit, hold: Hold) -> bool:
+        """Report a held study after all; False when that was decided before."""
+        now = self._clock.now()
+        released = holds.decided(hold, "released", now)
+        if released is None:
+            return False
+        unit.save_hold(released)
+        change = holds.job_of(hold, self._model_version, now, self._limits)
+        self.queue_new(unit, change, unit.jobs_of(hold.study_instance_uid))
+        return True
+
+    def decline(self, unit: Unit, hold: Hold) -> bool:
+        """No report for a held study; False when that was decided before."""
+        declined = holds.decided(hold, "declined", self._clock.now())
+        if declined is None:
+            return False
+        unit.save_hold(declined)
+        code = "declined_by_person"
+        self.tell_skipped(unit, hold.study_instance_uid, hold.study_version, code, REASONS[code], hold.evidence)
+        return True
+
+    def replay(self, unit: Unit, job: Job) -> bool:
+        """Try a failed job again; False for one that did not fail, or whose study has a newer version at work."""
+        newer = (other.study_version > job.study_version for other in unit.jobs_of(job.study_instance_uid))
+        change = None if any(newer) else jobs.replayed(job, self._clock.now(), self._limits)
+        if change is not None:
+            REQUEUED.labels(why="person").inc()
+        self.apply(unit, change)
+        return change is not None
+
+    def discard(self, unit: Unit, job: Job) -> bool:
+        """Give up a failed job; False for one that did not fail."""
+        change = jobs.discarded(job, self._clock.now())
+        self.apply(unit, change)
+        if change is not None:
+            code = "discarded_by_person"
+            self.tell_skipped(unit, job.study_instance_uid, job.study_version, code, REASONS[code], job.evidence)
+        return change is not None
+
+    def expedite(self, unit: Unit, job: Job) -> bool:
+        """Move a waiting job to the urgent queue; False for any other."""
+        change = jobs.expedited(job, self._clock.now(), self._limits)
+        self.apply(unit, change)
+        return change is not None
+
+    def event_buried(self, unit: Unit, event: Event) -> None:
+        """Keep what this service itself gave up, so that a person can have it tried again."""
+        data = event.data
+        if data["consumer"] != GROUP:
+            return
+        letter = Letter(
+            letter_id=event.id,
+            at=event.time,
+            topic=data["topic"],
+            key=data["key"],
+            value=base64.b64decode(data["value_base64"]),
+            error_code=data["error_code"],
+            attempts=data["attempts"],
         )
+        unit.save_letter(letter)
+
+    def tell_skipped(
+        self,
+        unit: Unit,
+        uid: str,
+        version: int,
+        code: str,
+        text: str,
+        evidence: Sequence[str],
+        *,
+        person_must_act: bool = False,
+    ) -> None:
+        """Say that a version gets no report, or none before a person has decided."""
+        data = {
+            "reason": {"code": code, "text": text},
+            "evidence": list(dict.fromkeys(evidence)),
+            "person_must_act": person_must_act,
+        }
+        unit.publish(study_event(STUDY_SKIPPED, SOURCE, uid, version, self._clock.now(), data))
 
     def report_started(self, unit: Unit, event: Event) -> None:
         """Note that a worker began."""
         job = unit.job(event.data["job_id"])
         if job is not None:
-            self._apply(unit, jobs.started(job, event.data["attempt"], self._clock.now(), self._limits))
+            self.apply(unit, jobs.started(job, event.data["attempt"], self._clock.now(), self._limits))
 
     def report_generated(self, unit: Unit, event: Event) -> None:
         """Close the job."""
         job = unit.job(event.data["job_id"])
         if job is not None:
-            self._apply(unit, jobs.generated(job, self._clock.now()))
+            self.apply(unit, jobs.generated(job, self._clock.now()))
 
     def report_failed(self, unit: Unit, event: Event) -> None:
         """Try again or close the job; our own announcements come by here too and change nothing."""
@@ -94,7 +199,7 @@ class Handlers:
         change = jobs.failed(job, data["attempt"], code, text, retryable, now, self._limits)
         if change is not None and change.enqueue:
             REQUEUED.labels(why="failed").inc()
-        self._apply(unit, change)
+        self.apply(unit, change)
 
     def sweep(self, units: Units, queue: TaskQueue, caught_up: Callable[[], bool]) -> int:
         """Put right what is overdue; returns how many jobs. Raises `QueueUnavailable` when that cannot be known.
@@ -121,13 +226,17 @@ class Handlers:
                     why = "lost" if job.state == "queued" else "silent"
                     REQUEUED.labels(why=why).inc()
                     log.warning("job queued again", extra={"job_id": job_id, "attempt": change.job.attempt, "why": why})
-                self._apply(unit, change)
+                self.apply(unit, change)
         return len(overdue)
 
-    def _apply(self, unit: Unit, change: Change | None) -> None:
+    def apply(self, unit: Unit, change: Change | None) -> None:
+        """Save a change and what follows from it."""
         if change is None:
             return
-        job = change.job
+        interval, job = self._limits.site_interval, change.job
+        if change.enqueue and interval and job.priority == "routine":
+            change = jobs.paced(change, unit.take_turn(job.site, job.queued_at, interval), self._limits)
+            job = change.job
         unit.save(job)
         if change.withdraw is not None:
             unit.withdraw(job.job_id, change.withdraw)
@@ -135,7 +244,14 @@ class Handlers:
             requested = self._event(
                 REPORT_REQUESTED,
                 change,
-                {"priority": job.priority, "deadline_at": iso(job.deadline_at), "images": list(job.images)},
+                {
+                    "priority": job.priority,
+                    "deadline_at": iso(job.deadline_at),
+                    "images": list(job.images),
+                    "model_version": job.model_version,
+                    "assumed": list(job.assumed),
+                    "evidence": list(job.evidence),
+                },
             )
             unit.publish(requested)
             unit.enqueue(job, requested.to_bytes())

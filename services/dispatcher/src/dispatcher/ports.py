@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
+from dispatcher.domain.holds import Hold
 from dispatcher.domain.jobs import Job
 from pipeline.errors import TransientError
 from pipeline.events import Event
@@ -41,6 +42,28 @@ class Load:
     queued: int
     running: int
     oldest_queued_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Letter:
+    """An event that this service gave up, with its bytes."""
+
+    letter_id: str
+    at: datetime
+    topic: str
+    key: str
+    value: bytes
+    error_code: str
+    attempts: int
+    state: str = "waiting"
+
+
+@dataclass(frozen=True)
+class Pause:
+    """No job is handed over since then, for this reason."""
+
+    since: datetime
+    reason: str
 
 
 class Unit(Protocol):
@@ -80,6 +103,46 @@ class Unit(Protocol):
 
     def load(self) -> dict[str, Load]:
         """Unfinished jobs by priority."""
+        ...
+
+    def failed_jobs(self, limit: int) -> Sequence[Job]:
+        """Jobs that ended without a report and that nobody has discarded, newest first."""
+        ...
+
+    def take_turn(self, site: str, now: datetime, interval: timedelta) -> datetime:
+        """The site's next turn, which is taken with that."""
+        ...
+
+    def hold(self, study_instance_uid: str) -> Hold | None:
+        """The study's newest hold, decided or not, locked until the transaction ends."""
+        ...
+
+    def save_hold(self, hold: Hold) -> None:
+        """Insert, or take the place of the study's older one."""
+        ...
+
+    def holds(self, limit: int) -> Sequence[Hold]:
+        """Those that wait for a person, oldest first."""
+        ...
+
+    def letter(self, letter_id: str) -> Letter | None:
+        """A dead letter, locked until the transaction ends."""
+        ...
+
+    def save_letter(self, letter: Letter) -> None:
+        """Insert or update."""
+        ...
+
+    def letters(self, limit: int) -> Sequence[Letter]:
+        """Dead letters that wait for a person, newest first."""
+        ...
+
+    def pause(self) -> Pause | None:
+        """The pause that holds now."""
+        ...
+
+    def set_pause(self, pause: Pause | None) -> None:
+        """Begin a pause, or end it."""
         ...
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
-from dispatcher.domain.eligibility import Policy
+from dispatcher.domain.eligibility import Action, Policy, SeveralFrontals
 from pipeline.settings import BusSettings, CommonSettings, DatabaseSettings, ObjectStoreSettings
 
 
@@ -33,20 +33,43 @@ class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSetting
         ("CR", "DX"),
         description="Modalities that are reported, comma-separated; add SC where films come as secondary captures.",
     )
-    missing_evidence: Literal["report", "skip"] = Field(
-        "report", description="What happens to a study whose headers name neither body part nor view."
+    missing_evidence: Action = Field(
+        "report",
+        description="A study whose headers name no body part or no view: `report` (the worker then looks whether the "
+        "image is a frontal chest radiograph), `ask` a person, or `skip`.",
+    )
+    conflicting_evidence: Action = Field(
+        "skip", description="Headers that name the chest in one place and another body part in another: as above."
     )
     minimum_age_years: int = Field(
-        18,
+        18, ge=0, le=120, description="Patients younger than this are paediatric; 0 makes no difference."
+    )
+    younger_patients: Action = Field(
+        "skip", description="Paediatric studies, by birth date, age or the words of the examination: as above."
+    )
+    unknown_age: Action = Field("report", description="Studies whose headers give no credible age: as above.")
+    maximum_study_age_days: int = Field(
+        0,
         ge=0,
-        le=120,
-        description="Younger patients' studies are skipped; 0 reports all. An unknown age does not skip.",
+        le=36500,
+        description="A study taken longer before it came is an old one, sent for comparison as a rule; 0: no limit.",
+    )
+    old_studies: Action = Field("skip", description="Old studies: as above.")
+    burned_in_annotation: Action = Field(
+        "report", description="Images that say that text is burned into the picture: as above."
+    )
+    several_frontals: SeveralFrontals = Field(
+        "last", description="Which of several frontal views is reported; `ask` lets a person decide."
+    )
+    chest_procedure_codes: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("24648-8", "30745-4", "36554-4", "36643-5", "42272-5"),
+        description="Procedure codes, comma-separated, that mean a chest radiograph; the default holds LOINC's.",
     )
     max_image_pixels: int = Field(
         64_000_000, ge=1, description="Images of more pixels (rows x columns) are not reported."
     )
     max_images: int = Field(
-        2, ge=1, le=8, description="Most images of a study that the model sees: frontal first, then lateral."
+        2, ge=1, le=8, description="Most images of a study that the model sees: a frontal, a lateral, then others."
     )
     stat_calling_ae_titles: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Calling AE titles, comma-separated, whose studies go before all others."
@@ -75,9 +98,15 @@ class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSetting
         description="A job that started and gave no answer for this long is tried again; longer than "
         "the worker's watchdog.",
     )
+    site_reports_per_minute: float = Field(
+        0.0,
+        ge=0,
+        le=6000,
+        description="Most routine jobs a minute from one site (called AE title), to spare its EHR; 0: no limit.",
+    )
     sweep_interval_s: float = Field(2.0, ge=0.05, le=60, description="How often overdue jobs are looked for.")
 
-    @field_validator("modalities", "stat_calling_ae_titles", mode="before")
+    @field_validator("modalities", "stat_calling_ae_titles", "chest_procedure_codes", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -94,7 +123,15 @@ class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSetting
         return Policy(
             modalities=frozenset(modality.upper() for modality in self.modalities),
             missing_evidence=self.missing_evidence,
+            conflicting_evidence=self.conflicting_evidence,
             minimum_age_years=self.minimum_age_years,
+            younger_patients=self.younger_patients,
+            unknown_age=self.unknown_age,
+            maximum_study_age_days=self.maximum_study_age_days,
+            old_studies=self.old_studies,
+            burned_in_annotation=self.burned_in_annotation,
+            several_frontals=self.several_frontals,
+            chest_procedure_codes=frozenset(self.chest_procedure_codes),
             max_pixels=self.max_image_pixels,
             max_images=self.max_images,
             stat_calling_ae_titles=frozenset(self.stat_calling_ae_titles),

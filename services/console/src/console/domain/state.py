@@ -77,7 +77,8 @@ def state_of(facts: Collection[Fact]) -> tuple[State, Reason | None]:
         return ("failed", stuck) if stuck else ("generated", None)
     skipped, requested = _newest(facts, STUDY_SKIPPED), _newest(facts, REPORT_REQUESTED)
     if skipped is not None and (requested is None or requested.order < skipped.order):
-        return "skipped", Reason(skipped.data["reason"]["code"], skipped.data["reason"]["text"])
+        reason = Reason(skipped.data["reason"]["code"], skipped.data["reason"]["text"])
+        return ("parked" if skipped.data.get("person_must_act") else "skipped"), reason
     attempted = _state_of_attempts(facts)
     if attempted is not None:
         return attempted

@@ -101,7 +101,8 @@ def _completed(data: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _skipped(data: Mapping[str, Any]) -> tuple[str, str]:
-    return "No report is made", data["reason"]["text"]
+    title = "Parked: a person decides" if data.get("person_must_act") else "No report is made"
+    return title, data["reason"]["text"] + _headers(data)
 
 
 def _requested(data: Mapping[str, Any]) -> tuple[str, str]:
@@ -110,7 +111,18 @@ def _requested(data: Mapping[str, Any]) -> tuple[str, str]:
     detail = f"{_images(len(data['images']))} for the model, {urgency}" + (
         f", attempt {data['attempt']}" if again else ""
     )
-    return ("Queued again" if again else "Queued for the model"), detail
+    assumed = data.get("assumed") or []
+    doubts = f". Taken for granted: {_codes(assumed)}." if assumed else ""
+    return ("Queued again" if again else "Queued for the model"), f"{detail}{doubts}{_headers(data)}"
+
+
+def _headers(data: Mapping[str, Any]) -> str:
+    """What the headers said, in a sentence; empty where nobody told."""
+    return f" Headers say: {_codes(data['evidence'])}." if data.get("evidence") else ""
+
+
+def _codes(codes: Collection[str]) -> str:
+    return ", ".join(code.replace("_", " ") for code in codes)
 
 
 def _started(data: Mapping[str, Any]) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import threading
 
 import sqlalchemy as sa
 
-from dispatcher.adapters.tables import task_outbox
+from dispatcher.adapters.tables import pauses, task_outbox
 from dispatcher.domain.jobs import manifest_ref
 from dispatcher.ports import TaskQueue
 from pipeline.clock import Clock
@@ -25,7 +25,7 @@ _BATCH = 100
 
 
 class TaskRelay:
-    """Works through the table `task_outbox`."""
+    """Works through the table `task_outbox`; while the service is paused it only withdraws."""
 
     def __init__(self, database: Database, store: ObjectStore, queue: TaskQueue, clock: Clock) -> None:
         self._database = database
@@ -45,6 +45,8 @@ class TaskRelay:
         # the same rows, tasks are sent twice, which is harmless; a row that was withdrawn in between is followed by
         # the row that withdraws its manifest.
         with self._database.read() as connection:
+            if connection.execute(sa.select(pauses.c.only)).first() is not None:
+                due = due.where(task_outbox.c.action != "enqueue")
             rows = connection.execute(due).all()
         for row in rows:
             ref = manifest_ref(row.job_id, row.attempt)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from dispatcher.adapters import tables
+from dispatcher.domain.holds import Hold
 from dispatcher.domain.jobs import UNFINISHED, Job
-from dispatcher.ports import Load, Unit
+from dispatcher.ports import Letter, Load, Pause, Unit
 from pipeline.clock import Clock
 from pipeline.database import Database
 from pipeline.events import Event
 
-_jobs, _tasks = tables.jobs, tables.task_outbox
+_jobs, _tasks, _holds, _letters = tables.jobs, tables.task_outbox, tables.holds, tables.letters
+_turns, _pauses = tables.site_turns, tables.pauses
+_T = TypeVar("_T")
 _open = _jobs.c.state.in_(UNFINISHED)
 
 
@@ -41,10 +44,7 @@ class SqlUnit:
 
     def save(self, job: Job) -> None:
         """Update, or insert what is not there."""
-        values = asdict(job)
-        done = self._connection.execute(_jobs.update().where(_jobs.c.job_id == job.job_id).values(values))
-        if done.rowcount == 0:
-            self._connection.execute(_jobs.insert().values(values))
+        self._put(_jobs, _jobs.c.job_id, asdict(job))
 
     def publish(self, event: Event) -> None:
         """By way of the outbox."""
@@ -86,6 +86,70 @@ class SqlUnit:
             sa.select(sa.func.count()).select_from(_tasks).where(_tasks.c.action == "enqueue")
         )
         return int(unfinished) - int(waiting or 0)
+
+    def failed_jobs(self, limit: int) -> Sequence[Job]:
+        """By the partial index."""
+        query = sa.select(_jobs).where(_jobs.c.state == sa.literal_column("'failed'"))
+        return [_job(row) for row in self._connection.execute(query.order_by(_jobs.c.finished_at.desc()).limit(limit))]
+
+    def take_turn(self, site: str, now: datetime, interval: timedelta) -> datetime:
+        """One row per site; on PostgreSQL locked, so that two dispatchers take two turns."""
+        mine = _turns.c.site == site
+        found = _aware(self._connection.scalar(sa.select(_turns.c.next_at).where(mine).with_for_update()))
+        turn = max(now, found) if found is not None else now
+        if found is None:
+            self._connection.execute(_turns.insert().values(site=site, next_at=turn + interval))
+        else:
+            self._connection.execute(_turns.update().where(mine).values(next_at=turn + interval))
+        return turn
+
+    def hold(self, study_instance_uid: str) -> Hold | None:
+        """The row, locked on PostgreSQL."""
+        query = sa.select(_holds).where(_holds.c.study_instance_uid == study_instance_uid).with_for_update()
+        row = self._connection.execute(query).first()
+        return None if row is None else _made(Hold, row)
+
+    def save_hold(self, hold: Hold) -> None:
+        """Update, or insert what is not there."""
+        self._put(_holds, _holds.c.study_instance_uid, asdict(hold))
+
+    def holds(self, limit: int) -> Sequence[Hold]:
+        """By the partial index."""
+        query = sa.select(_holds).where(_holds.c.state == sa.literal_column("'waiting'"))
+        return [_made(Hold, row) for row in self._connection.execute(query.order_by(_holds.c.held_at).limit(limit))]
+
+    def letter(self, letter_id: str) -> Letter | None:
+        """The row, locked on PostgreSQL."""
+        row = self._connection.execute(sa.select(_letters).where(_letters.c.letter_id == letter_id).with_for_update())
+        found = row.first()
+        return None if found is None else _made(Letter, found)
+
+    def save_letter(self, letter: Letter) -> None:
+        """Update, or insert what is not there."""
+        self._put(_letters, _letters.c.letter_id, asdict(letter))
+
+    def letters(self, limit: int) -> Sequence[Letter]:
+        """By the partial index."""
+        query = sa.select(_letters).where(_letters.c.state == sa.literal_column("'waiting'"))
+        rows = self._connection.execute(query.order_by(_letters.c.at.desc()).limit(limit))
+        return [_made(Letter, row) for row in rows]
+
+    def pause(self) -> Pause | None:
+        """One row or none."""
+        row = self._connection.execute(sa.select(_pauses)).first()
+        since = None if row is None else _aware(row.since)
+        return None if row is None or since is None else Pause(since, row.reason)
+
+    def set_pause(self, pause: Pause | None) -> None:
+        """One row or none."""
+        self._connection.execute(_pauses.delete())
+        if pause is not None:
+            self._connection.execute(_pauses.insert().values(only=1, since=pause.since, reason=pause.reason))
+
+    def _put(self, table: sa.Table, key: sa.Column[Any], values: dict[str, Any]) -> None:
+        done = self._connection.execute(table.update().where(key == values[key.name]).values(values))
+        if done.rowcount == 0:
+            self._connection.execute(table.insert().values(values))
 
     def load(self) -> dict[str, Load]:
         """One row per priority and state."""
@@ -137,7 +201,10 @@ def _aware(moment: Any) -> datetime | None:
 
 
 def _job(row: sa.Row[Any]) -> Job:
+    return _made(Job, row)
+
+
+def _made(cls: Callable[..., _T], row: sa.Row[Any]) -> _T:
+    """The object of a row whose columns are its fields."""
     values = dict(row._mapping)
-    for name in ("queued_at", "deadline_at", "started_at", "finished_at"):
-        values[name] = _aware(values[name])
-    return Job(**values)
+    return cls(**{name: _aware(value) if isinstance(value, datetime) else value for name, value in values.items()})

@@ -34,6 +34,9 @@ jobs = sa.Table(
     sa.Column("finished_at", _MOMENT),
     sa.Column("error_code", sa.Text),
     sa.Column("error_text", sa.Text),
+    sa.Column("site", sa.Text, nullable=False, server_default=""),
+    sa.Column("assumed", sa.JSON, nullable=False, server_default="[]"),
+    sa.Column("evidence", sa.JSON, nullable=False, server_default="[]"),
     sa.Index("jobs_study", "study_instance_uid", "study_version"),
     # Only unfinished jobs are ever searched for by time: the index stays small however many have finished.
     sa.Index(
@@ -42,6 +45,70 @@ jobs = sa.Table(
         sqlite_where=sa.text("state IN ('queued', 'running')"),
         postgresql_where=sa.text("state IN ('queued', 'running')"),
     ),
+    # Those that a person has to look at, likewise few.
+    sa.Index(
+        "jobs_failed",
+        "finished_at",
+        sqlite_where=sa.text("state = 'failed'"),
+        postgresql_where=sa.text("state = 'failed'"),
+    ),
+)
+
+holds = sa.Table(
+    "holds",
+    metadata,
+    sa.Column("study_instance_uid", sa.Text, primary_key=True),
+    sa.Column("study_version", sa.Integer, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),  # waiting, released, declined, superseded
+    sa.Column("codes", sa.JSON, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("priority", sa.Text, nullable=False),
+    sa.Column("site", sa.Text, nullable=False),
+    sa.Column("images", sa.JSON, nullable=False),
+    sa.Column("evidence", sa.JSON, nullable=False),
+    sa.Column("held_at", _MOMENT, nullable=False),
+    sa.Column("decided_at", _MOMENT),
+    sa.Index(
+        "holds_waiting",
+        "held_at",
+        sqlite_where=sa.text("state = 'waiting'"),
+        postgresql_where=sa.text("state = 'waiting'"),
+    ),
+)
+
+# Events that this service gave up. The bytes are kept so that they can be tried again; they may name a patient.
+letters = sa.Table(
+    "letters",
+    metadata,
+    sa.Column("letter_id", sa.Text, primary_key=True),
+    sa.Column("state", sa.Text, nullable=False),  # waiting, replayed, discarded
+    sa.Column("at", _MOMENT, nullable=False),
+    sa.Column("topic", sa.Text, nullable=False),
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("value", sa.LargeBinary, nullable=False),
+    sa.Column("error_code", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Index(
+        "letters_waiting",
+        "at",
+        sqlite_where=sa.text("state = 'waiting'"),
+        postgresql_where=sa.text("state = 'waiting'"),
+    ),
+)
+
+site_turns = sa.Table(
+    "site_turns",
+    metadata,
+    sa.Column("site", sa.Text, primary_key=True),
+    sa.Column("next_at", _MOMENT, nullable=False),
+)
+
+pauses = sa.Table(
+    "pauses",
+    metadata,
+    sa.Column("only", sa.Integer, primary_key=True, autoincrement=False),  # always 1: a row while paused
+    sa.Column("since", _MOMENT, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
 )
 
 task_outbox = sa.Table(

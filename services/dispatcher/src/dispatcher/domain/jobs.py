@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from dispatcher.domain.eligibility import Priority
 
-State = Literal["queued", "running", "done", "failed", "superseded"]
+State = Literal["queued", "running", "done", "failed", "superseded", "discarded"]
 UNFINISHED: tuple[State, ...] = ("queued", "running")
 EXHAUSTED = "attempts_exhausted"
 _NAMESPACE = uuid.UUID("5f0d1ad1-6d3f-5d52-9b8f-6f3b4f0c6c51")
@@ -27,13 +27,16 @@ class Limits:
     retry_backoff: timedelta = timedelta(seconds=5)
     queue_deadline: timedelta = timedelta(seconds=120)
     run_deadline: timedelta = timedelta(seconds=300)
+    site_interval: timedelta = timedelta(0)
+    """Between two routine jobs of one site; zero for no limit."""
 
 
 @dataclass(frozen=True)
 class Job:
     """One report to be written on one version of one study.
 
-    `attempt` numbers the times it was queued; `starts` counts the times a worker began.
+    `attempt` numbers the times it was queued; `starts` counts the times a worker began. `site` is the AE title that the
+    study was sent to. `assumed`: what the headers left open, which the worker then looks for in the image itself.
     """
 
     job_id: str
@@ -51,6 +54,9 @@ class Job:
     finished_at: datetime | None = None
     error_code: str | None = None
     error_text: str | None = None
+    site: str = ""
+    assumed: Sequence[str] = ()
+    evidence: Sequence[str] = ()
 
     @property
     def finished(self) -> bool:
@@ -94,6 +100,10 @@ def created(
     images: Sequence[Mapping[str, Any]],
     now: datetime,
     limits: Limits,
+    *,
+    site: str = "",
+    assumed: Sequence[str] = (),
+    evidence: Sequence[str] = (),
 ) -> Change:
     """A new job, to be queued at once."""
     job = Job(
@@ -105,6 +115,9 @@ def created(
         images=images,
         queued_at=now,
         deadline_at=now + limits.queue_deadline,
+        site=site,
+        assumed=list(assumed),
+        evidence=list(evidence),
     )
     return Change(job, enqueue=True)
 
@@ -165,6 +178,34 @@ def overdue(job: Job, lost: bool, now: datetime, limits: Limits) -> Change | Non
     if job.starts >= limits.max_attempts:
         return _exhausted(job, now, "the last of them gave no answer in time")
     return _again(job, now, timedelta(0), limits)
+
+
+def replayed(job: Job, now: datetime, limits: Limits) -> Change | None:
+    """A person has a failed job tried again: with all its attempts, and vouching for what was only assumed."""
+    if job.state != "failed":
+        return None
+    fresh = replace(job, starts=0, finished_at=None, error_code=None, error_text=None, assumed=[])
+    return _again(fresh, now, timedelta(0), limits)
+
+
+def discarded(job: Job, now: datetime) -> Change | None:
+    """A person gives up a failed job."""
+    return Change(replace(job, state="discarded", finished_at=now)) if job.state == "failed" else None
+
+
+def expedited(job: Job, now: datetime, limits: Limits) -> Change | None:
+    """A waiting job moves to the urgent queue; one that a worker has is as fast as it gets."""
+    if job.state != "queued" or job.priority == "stat":
+        return None
+    return _again(replace(job, priority="stat"), now, timedelta(0), limits)
+
+
+def paced(change: Change, not_before: datetime, limits: Limits) -> Change:
+    """The same, handed over no earlier than the site's turn."""
+    if not_before <= change.job.queued_at:
+        return change
+    job = replace(change.job, queued_at=not_before, deadline_at=not_before + limits.queue_deadline)
+    return replace(change, job=job)
 
 
 def _again(job: Job, now: datetime, pause: timedelta, limits: Limits) -> Change:

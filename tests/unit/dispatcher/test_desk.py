@@ -1,0 +1,266 @@
+"""What people decide, over REST and over commands: held studies, failed jobs, dead letters, pausing, a site's pace."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from dispatcher.adapters.commands import run_command
+from dispatcher.adapters.operations import operation_routes
+from dispatcher.desk import Desk
+from dispatcher.domain.eligibility import Policy
+from dispatcher.domain.jobs import Limits
+from pipeline.database import Database
+from pipeline.events import (
+    DEAD_LETTER,
+    REPORT_FAILED,
+    REPORT_REQUESTED,
+    REPORT_STARTED,
+    STUDY_COMPLETED,
+    STUDY_SKIPPED,
+    Event,
+    dead_letter_topic,
+)
+from unit.dispatcher.studies import NOW, completed, instance, new_uid
+from unit.dispatcher.test_dispatching import Dispatcher
+
+
+class Operated(Dispatcher):
+    """A dispatcher that asks where evidence is missing, with its operator's desk."""
+
+    def __init__(self, database: Database, folder: Path, limits: Limits | None = None) -> None:
+        policy = Policy(missing_evidence="ask", stat_calling_ae_titles=frozenset({"ER"}))
+        super().__init__(database, folder, policy, limits)
+        self.desk = Desk(self.units, self.handlers, self.clock)
+        self.http = TestClient(Starlette(routes=operation_routes(self.desk)))
+
+    def unclear(self, uid: str, version: int = 1) -> None:
+        self.hear(completed(uid, instance(view_position=None), version=version, age="050Y"))
+
+    def items(self, path: str) -> list[dict[str, Any]]:
+        answer = self.http.get(path)
+        assert answer.status_code == 200
+        items: list[dict[str, Any]] = answer.json()["items"]
+        return items
+
+    def post(self, path: str) -> int:
+        return self.http.post(path).status_code
+
+    def command(self, *argv: str) -> tuple[int, list[dict[str, Any]]]:
+        out = io.StringIO()
+        status = run_command(argv, self.desk, out)
+        return status, [json.loads(line) for line in out.getvalue().splitlines()]
+
+    def failed_job(self) -> tuple[str, str]:
+        uid = new_uid()
+        job = self.study(uid)
+        self.relay.relay_once()
+        self.answer(REPORT_STARTED, self.job(job))
+        self.answer(REPORT_FAILED, self.job(job), error_code="pixels_undecodable", retryable=False)
+        return uid, job
+
+
+@pytest.fixture
+def dispatcher(tmp_path: Path) -> Iterator[Operated]:
+    with closing(Database(f"sqlite:///{tmp_path}/dispatcher.sqlite3")) as database:
+        yield Operated(database, tmp_path)
+
+
+def test_a_study_in_doubt_waits_and_is_reported_when_released(dispatcher: Operated) -> None:
+    uid = new_uid()
+    dispatcher.unclear(uid)
+    (told,) = dispatcher.published(STUDY_SKIPPED)
+    assert told["data"]["person_must_act"] is True
+    assert told["data"]["reason"]["code"] == "view_unknown"
+    assert "chest_by_body_part_examined" in told["data"]["evidence"]
+    assert dispatcher.outstanding()["outstanding"] == 0
+    (held,) = dispatcher.items("/v1/held")
+    assert (held["study_instance_uid"], held["codes"], held["images"]) == (uid, ["view_unknown"], 1)
+
+    dispatcher.unclear(uid)  # told again: neither a second hold nor a second event
+    assert len(dispatcher.published(STUDY_SKIPPED)) == 1
+
+    assert dispatcher.post(f"/v1/held/{uid}/release") == 202
+    assert dispatcher.items("/v1/held") == []
+    dispatcher.relay.relay_once()
+    (requested,) = dispatcher.published(REPORT_REQUESTED)
+    assert requested["data"]["assumed"] == [], "a person has looked, so the worker need not"
+    assert "released_by_person" in requested["data"]["evidence"]
+    assert len(dispatcher.broker.tasks) == 1
+    assert dispatcher.post(f"/v1/held/{uid}/release") == 409
+    assert dispatcher.post(f"/v1/held/{uid}/decline") == 409
+    dispatcher.unclear(uid)
+    assert dispatcher.items("/v1/held") == []
+
+
+def test_a_declined_study_is_skipped_for_good(dispatcher: Operated) -> None:
+    uid = new_uid()
+    dispatcher.unclear(uid)
+    assert dispatcher.command("decline", uid) == (0, [])
+    last = dispatcher.published(STUDY_SKIPPED)[-1]["data"]
+    assert (last["reason"]["code"], last["person_must_act"]) == ("declined_by_person", False)
+    assert dispatcher.command("held") == (0, [])
+    assert dispatcher.published(REPORT_REQUESTED) == []
+
+
+def test_a_newer_version_takes_the_place_of_a_hold(dispatcher: Operated) -> None:
+    uid = new_uid()
+    dispatcher.unclear(uid)
+    job = dispatcher.study(uid, 2)
+    assert dispatcher.items("/v1/held") == []
+    assert dispatcher.job(job).state == "queued"
+    dispatcher.unclear(uid)  # version 1 told again, late
+    assert dispatcher.items("/v1/held") == []
+    dispatcher.unclear(uid, 3)
+    assert [held["study_version"] for held in dispatcher.items("/v1/held")] == [3]
+    dispatcher.post(f"/v1/held/{uid}/release")
+    assert dispatcher.job(job).state == "superseded"
+
+
+def test_a_failed_job_is_replayed_with_all_its_attempts(dispatcher: Operated) -> None:
+    uid, job = dispatcher.failed_job()
+    (failed,) = dispatcher.items("/v1/jobs/failed")
+    assert (failed["job_id"], failed["reason"]["code"]) == (job, "pixels_undecodable")
+    assert failed["study_instance_uid"] == uid
+    assert dispatcher.post(f"/v1/jobs/{job}/replay") == 202
+    again = dispatcher.job(job)
+    assert (again.state, again.attempt, again.starts, again.error_code) == ("queued", 2, 0, None)
+    assert dispatcher.items("/v1/jobs/failed") == []
+    dispatcher.relay.relay_once()
+    assert [task[1] for task in dispatcher.broker.tasks] == [1, 2]
+    assert dispatcher.post(f"/v1/jobs/{job}/replay") == 409
+    assert dispatcher.post("/v1/jobs/nonsense/replay") == 404
+
+
+def test_a_failed_job_is_not_replayed_beside_a_newer_version(dispatcher: Operated) -> None:
+    uid, job = dispatcher.failed_job()
+    dispatcher.study(uid, 2)
+    assert dispatcher.post(f"/v1/jobs/{job}/replay") == 409
+    assert dispatcher.job(job).state == "failed"
+
+
+def test_a_failed_job_is_discarded_and_says_so(dispatcher: Operated) -> None:
+    _, job = dispatcher.failed_job()
+    assert dispatcher.command("failed")[1][0]["job_id"] == job
+    assert dispatcher.command("discard", job) == (0, [])
+    assert dispatcher.job(job).state == "discarded"
+    assert dispatcher.items("/v1/jobs/failed") == []
+    (told,) = dispatcher.published(STUDY_SKIPPED)
+    assert told["data"]["reason"]["code"] == "discarded_by_person"
+    assert dispatcher.command("discard", job)[0] == 1
+
+
+def test_a_waiting_job_is_expedited(dispatcher: Operated) -> None:
+    job = dispatcher.study(new_uid())
+    dispatcher.relay.relay_once()
+    assert dispatcher.post(f"/v1/jobs/{job}/expedite") == 202
+    dispatcher.relay.relay_once()
+    assert [(task[1], task[3]) for task in dispatcher.broker.tasks] == [(1, "routine"), (2, "stat")]
+    assert not dispatcher.store.exists(f"manifests/{job}-1.json"), "the task in the slow queue does nothing"
+    assert dispatcher.post(f"/v1/jobs/{job}/expedite") == 409
+
+
+def buried(value: bytes, topic: str = STUDY_COMPLETED, consumer: str = "dispatcher") -> Event:
+    data = {
+        "topic": topic,
+        "partition": 0,
+        "offset": 7,
+        "key": "1.2.3",
+        "value_base64": base64.b64encode(value).decode(),
+        "error_code": "handler_failed",
+        "error_message": "RuntimeError",
+        "attempts": 5,
+        "consumer": consumer,
+    }
+    return Event(DEAD_LETTER, f"/{consumer}", "1.2.3", f"{topic}/0/7", NOW, data)
+
+
+def hear_letter(dispatcher: Operated, letter: Event) -> None:
+    with dispatcher.database.write() as connection:
+        dispatcher.by_type[dead_letter_topic(letter.data["topic"])](connection, letter)
+
+
+def test_a_dead_letter_is_published_again_as_it_was(dispatcher: Operated) -> None:
+    event = completed(new_uid())
+    letter = buried(event.to_bytes())
+    hear_letter(dispatcher, letter)
+    hear_letter(dispatcher, buried(event.to_bytes(), consumer="console"))  # not ours
+    (item,) = dispatcher.items("/v1/dead-letters")
+    assert (item["letter_id"], item["topic"]) == (letter.id, STUDY_COMPLETED)
+    assert dispatcher.post(f"/v1/dead-letters/{letter.id}/replay") == 202
+    assert dispatcher.published(STUDY_COMPLETED) == [json.loads(event.to_bytes())]
+    assert dispatcher.items("/v1/dead-letters") == []
+    assert dispatcher.post(f"/v1/dead-letters/{letter.id}/replay") == 409
+
+
+def test_an_unreadable_dead_letter_can_only_be_discarded(dispatcher: Operated) -> None:
+    letter = buried(b"\xff no event")
+    hear_letter(dispatcher, letter)
+    assert dispatcher.command("replay-letter", letter.id)[0] == 1
+    assert dispatcher.command("dead-letters")[1][0]["letter_id"] == letter.id
+    assert dispatcher.command("discard-letter", letter.id)[0] == 0
+    assert dispatcher.items("/v1/dead-letters") == []
+    assert dispatcher.post("/v1/dead-letters/nonsense/discard") == 404
+
+
+def test_a_pause_hands_over_nothing_and_withdraws_all_the_same(dispatcher: Operated) -> None:
+    first = dispatcher.study(new_uid())
+    dispatcher.relay.relay_once()
+    assert dispatcher.http.post("/v1/pause", json={}).status_code == 400
+    assert dispatcher.http.post("/v1/pause", json={"reason": "EHR update"}).status_code == 202
+    waiting = dispatcher.study(new_uid())
+    dispatcher.answer(REPORT_STARTED, dispatcher.job(first))  # what is at work goes on
+    dispatcher.answer(REPORT_FAILED, dispatcher.job(first), retryable=False)
+    dispatcher.relay.relay_once()
+    assert [task[0] for task in dispatcher.broker.tasks] == [first]
+    assert not dispatcher.store.exists(f"manifests/{first}-1.json")
+    dispatcher.clock.advance(3600)
+    dispatcher.broker.tasks.clear()
+    dispatcher.sweep()
+    assert dispatcher.job(waiting).attempt == 1, "what was never handed over is not lost"
+    assert dispatcher.command("paused")[1][0]["reason"] == "EHR update"
+    assert dispatcher.http.delete("/v1/pause").status_code == 202
+    dispatcher.relay.relay_once()
+    assert [task[0] for task in dispatcher.broker.tasks] == [waiting]
+    assert dispatcher.http.get("/v1/pause").json() == {"paused": None}
+
+
+def test_pages_of_other_sites_cannot_decide(dispatcher: Operated) -> None:
+    uid = new_uid()
+    dispatcher.unclear(uid)
+    refused = dispatcher.http.post(f"/v1/held/{uid}/release", headers={"sec-fetch-site": "cross-site"})
+    assert refused.status_code == 403
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert len(dispatcher.items("/v1/held")) == 1
+    assert dispatcher.http.get("/v1/held?limit=0").status_code == 400
+
+
+def test_a_site_s_routine_jobs_keep_its_pace_and_stat_ones_do_not(tmp_path: Path) -> None:
+    limits = Limits(site_interval=timedelta(seconds=10))
+    with closing(Database(f"sqlite:///{tmp_path}/dispatcher.sqlite3")) as database:
+        dispatcher = Operated(database, tmp_path, limits)
+        slow = [dispatcher.study(new_uid(), called="NORTH") for _ in range(3)]
+        other = dispatcher.study(new_uid(), called="SOUTH")
+        urgent = dispatcher.study(new_uid(), called="NORTH", callers=["ER"])
+        dispatcher.relay.relay_once()
+        handed = [task[0] for task in dispatcher.broker.tasks]
+        assert handed == [slow[0], other, urgent]
+        for expected in slow[1:]:
+            dispatcher.clock.advance(10)
+            dispatcher.relay.relay_once()
+            assert dispatcher.broker.tasks[-1][0] == expected
+        waits = [dispatcher.job(job).queued_at - NOW for job in slow]
+        assert waits == [timedelta(0), timedelta(seconds=10), timedelta(seconds=20)]
+        dispatcher.clock.advance(100)
+        dispatcher.study(new_uid(), called="NORTH")
+        assert dispatcher.relay.relay_once() == 1, "turns that nobody took are not saved up, nor owed"
