@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 State = Literal["present", "absent", "uncertain"]
+Section = Literal["findings", "impression"]
 
 _LONGEST_CLAUSE = 500
 _BLANKS = re.compile(r"[ \t]{2,}")
@@ -70,19 +71,30 @@ def extract_findings(text: str) -> dict[str, FindingMention]:
 
 
 def merge_statements(statements: list[Statement]) -> dict[str, FindingMention]:
-    """One mention a finding, in the order of ``FINDINGS``, merged as `extract_findings` does."""
+    """One mention a finding, in the order of ``FINDINGS``, merged as `extract_findings` does; their order is no matter.
+
+    Where the deciding state has no side, that of a hedged mention serves.
+    """
     merged: dict[str, FindingMention] = {}
-    for said in statements:
-        mention = FindingMention(said.state, said.side, said.sentence)
-        merged[said.finding] = _merge(merged.get(said.finding), mention)
-    return {name: merged[name] for name in FINDINGS if name in merged}
+    for name in FINDINGS:
+        said = [statement for statement in statements if statement.finding == name]
+        if not said:
+            continue
+        top: State = max((statement.state for statement in said), key=_RANK.__getitem__)
+        deciding = [statement for statement in said if statement.state == top]
+        sided = [statement for statement in deciding if statement.side != "none"]
+        told = sided or [statement for statement in said if statement.side != "none"]
+        sides = {statement.side for statement in told}
+        side: Side = "none" if not sides else "both" if len(sides) > 1 else sides.pop()
+        merged[name] = FindingMention(top, side, (sided or deciding)[0].sentence)
+    return merged
 
 
 def read_statements(text: str) -> list[Statement]:
     """Every mention in the order of the text. Never raises."""
     return [
         Statement(finding, state, side, sentence)
-        for sentence in told_sentences(text)
+        for _, sentence in told_sentences(text)
         for clause in _clauses(sentence)
         for finding, state, side in _read_clause(clause)
     ]
@@ -99,29 +111,35 @@ def _clauses(sentence: str) -> Iterator[str]:
         yield clause
 
 
-def told_sentences(text: str) -> list[str]:
-    """The sentences about this image, without headings: history, reason, technique and comparison are left out."""
+def told_sentences(text: str) -> list[tuple[Section, str]]:
+    """The sentences about this image with their section: history, reason, technique and comparison are left out.
+
+    Text ahead of any heading counts as findings. A heading that names a region stays with its sentence.
+    """
     text = _BLANKS.sub(" ", text)
-    parts: list[str] = []
+    parts: list[tuple[Section, str]] = []
+    section: Section = "findings"
     position, told = 0, True
     headings = list(lexicon.HEADING.finditer(text))
     for index, match in enumerate(headings):
         if told:
-            parts.append(text[position : match.start()])
+            parts.append((section, text[position : match.start()]))
         position = match.end()
         told = match["told"] is not None
-        # "Lungs: clear" says less without its heading; the heading stays part of the sentence.
-        if told and match["told"].lower() not in lexicon.WHOLE_REPORT:
-            position = match.start()
-        elif not told:
+        if told:
+            whole = lexicon.WHOLE_REPORT.fullmatch(match["told"].lower())
+            section = "impression" if whole and whole["summed"] else "findings"
+            if not whole:  # "Lungs: clear" says less without its heading
+                position = match.start("told")
+        else:
             position = _untold_end(text, position, is_last=index + 1 == len(headings))
             stop = headings[index + 1].start() if index + 1 < len(headings) else len(text)
-            told, position = position < stop, min(position, stop)
+            section, told, position = "findings", position < stop, min(position, stop)
     if told:
-        parts.append(text[position:])
+        parts.append((section, text[position:]))
     return [
-        sentence
-        for part in parts
+        (name, sentence)
+        for name, part in parts
         for piece in lexicon.SENTENCE_END.split(lexicon.SOFT_WRAP.sub(" ", part))
         if (sentence := piece.strip())
     ]
@@ -137,17 +155,6 @@ def _untold_end(text: str, start: int, *, is_last: bool) -> int:
         sentence = lexicon.SENTENCE_END.search(text, start)
         end = sentence.start() if sentence else len(text)
     return end
-
-
-def _merge(old: FindingMention | None, new: FindingMention) -> FindingMention:
-    if old is None or _RANK[new.state] > _RANK[old.state]:
-        if old is not None and new.side == "none" and old.state != "absent":
-            return FindingMention(new.state, old.side, new.sentence)
-        return new
-    if new.state == old.state and new.side != "none" and new.side != old.side:
-        side: Side = new.side if old.side == "none" else "both"
-        return FindingMention(old.state, side, old.sentence if old.side != "none" else new.sentence)
-    return old
 
 
 def _read_clause(clause: str) -> list[tuple[str, State, Side]]:

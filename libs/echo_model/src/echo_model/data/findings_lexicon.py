@@ -14,17 +14,18 @@ HEADING: Final = re.compile(
     r"|lungs?(?: and pleura| fields| parenchyma)?|pleura(?:l spaces?)?|heart(?: and mediastinum)?|mediastinum"
     r"|cardiomediastinal silhouette|hil[ai]|bones?|osseous structures|soft tissues|(?:support )?devices"
     r"|(?:support devices|lines)(?:,? and tubes)?|tubes(?: and lines|, lines)?|diaphragms?|thorax|trachea)"
-    r"|(?P<untold>(?:(?:clinical|brief|patient|relevant|medical|past) )*(?:history|information|details|indications?|data"
-    r"|question|notes?)|indications?|reason for (?:the )?(?:exam(?:ination)?|study|test|request|order)|reason|comparisons?"
+    r"|(?P<untold>(?:(?:clinical|brief|patient|relevant|medical|past) )*(?:history|information|details"
+    r"|indications?|data"
+    r"|question|notes?)|indications?|reason for (?:the )?(?:exam(?:ination)?|study|test|request|order)|reason"
+    r"|comparisons?"
     r"|technique|protocol|exam(?:ination)?s?|procedure(?: comments)?|study|views?|priors?|provisional findings"
     r"|recommendations?|notifications?|communication|accession number|age|sex|date)"
     r")\s*:(?!\d)",
     re.IGNORECASE,
 )
 #: Headings that say nothing about a region.
-WHOLE_REPORT: Final = frozenset(
-    "finding findings impression impressions conclusion conclusions report opinion interpretation observation observations"
-    " summary".split()
+WHOLE_REPORT: Final = re.compile(
+    r"findings?|report|observations?|(?P<summed>impressions?|conclusions?|opinion|interpretation|summary)"
 )
 #: An untold section also ends at an empty line.
 PARAGRAPH: Final = re.compile(r"\n[ \t]*\n")
@@ -43,8 +44,10 @@ CLAUSE_BREAK: Final = re.compile(
 
 #: A clause with none of these stems mentions nothing: a quick look before the patterns below.
 WORTH_READING: Final = re.compile(
-    r"heart|card|effusion|pleura|thora|costophrenic|\bcp\b|consolidat|air-? ?space|infiltrat|pneumoni|edema|nodul|coin|atelecta"
-    r"|collapse|\brib|fractur|pace|pac[ei]|icd|defibrill|tracheal|\bett?\b|tubat|central|\bcvc|picc|port|swan|dialysis|hickman"
+    r"heart|card|effusion|pleura|thora|costophrenic|\bcp\b|consolidat|air-? ?space|infiltrat|pneumoni|edema"
+    r"|nodul|coin|atelecta"
+    r"|collapse|\brib|fractur|pace|pac[ei]|icd|defibrill|tracheal|\bett?\b|tubat|central|\bcvc|picc|port|swan"
+    r"|dialysis|hickman"
     r"|permcath|jugular|subclavian|\bij\b|femoral|lung|bon[ey]|osseous|skelet|devices?|hardware|tubes?|lines?"
 )
 
@@ -54,10 +57,12 @@ MENTIONS: Final[dict[str, re.Pattern[str]]] = {
         r"|\benlarge(?:d|ment)(?: of)?(?: the| a)? (?:heart|cardiac|cardio-?mediastinal|cardiopericardial)\b"
         rf"|\b(?:heart|(?:cardiac|cardio-?mediastinal|cardiopericardial) (?:silhouette|size|shadow|contour))\b:?"
         rf"(?:{_GAP}|\s+)(?:enlarged|increased|prominent in size)\b"
-        r"|\bcardiothoracic ratio (?:is |remains )?(?:increased|enlarged|elevated)\b|\bcardiac silhouette enlargement\b"
+        r"|\bcardiothoracic ratio (?:is |remains )?(?:increased|enlarged|elevated)\b"
+        r"|\bcardiac silhouette enlargement\b"
     ),
     "pleural_effusion": re.compile(
-        r"(?<!pericardial )(?<!joint )\b(?:pleural )?effusions?\b|\bpleural fluid\b|\bhydro(?:pneumo)?thora(?:x|ces)\b"
+        r"(?<!pericardial )(?<!joint )\b(?:pleural )?effusions?\b|\bpleural fluid\b|\bhydro(?:pneumo)?thora(?:x"
+        r"|ces)\b"
         r"|\bblunt(?:ed|ing)(?: of)?(?: the| both)?(?: (?:left|right|lateral|posterior|bilateral))*"
         r" (?:costophrenic|cp)\b"
         rf"|\bcostophrenic (?:angles?|sulc(?:us|i)|recess(?:es)?)(?:{_GAP}|\s+)blunted\b"
@@ -72,7 +77,8 @@ MENTIONS: Final[dict[str, re.Pattern[str]]] = {
         r"\bo?edema\b"
     ),
     "nodule": re.compile(
-        r"(?<!thyroid )\bnodules?\b|\bnodular (?:opacit(?:y|ies)|densit(?:y|ies)|lesions?|shadows?)\b|\bcoin lesions?\b"
+        r"(?<!thyroid )\bnodules?\b|\bnodular (?:opacit(?:y|ies)|densit(?:y|ies)|lesions?|shadows?)\b"
+        r"|\bcoin lesions?\b"
     ),
     "atelectasis": re.compile(r"\batelecta(?:sis|ses|tic)\b|\b(?:lobar|segmental|subsegmental) collapse\b"),
     "rib_fracture": re.compile(
@@ -126,7 +132,8 @@ NORMAL_STATEMENTS: Final[tuple[tuple[re.Pattern[str], tuple[str, ...]], ...]] = 
     ),
     (
         re.compile(
-            r"\b(?:bones?|ribs?|bony (?:thorax|structures|thoracic cage)|osseous structures|skeleton)\b:?(?:\s+\w+){0,3}?"
+            r"\b(?:bones?|ribs?|bony (?:thorax|structures|thoracic cage)|osseous structures"
+            r"|skeleton)\b:?(?:\s+\w+){0,3}?"
             r"\s+(?:intact|unremarkable|normal)\b"
             r"|\bno(?: \w+){0,2} (?:osseous|bony|skeletal) (?:abnormalit(?:y|ies)|lesions?|injur(?:y|ies))\b"
         ),
@@ -147,16 +154,19 @@ NOT_NORMAL: Final = re.compile(
 )
 
 NEGATION: Final = re.compile(
-    r"\b(?:no|not|without|neither|nor|never|denies|absence of|absent|negative for|free of|free from|clear of|devoid of"
+    r"\b(?:no|not|without|neither|nor|never|denies|absence of|absent|negative for|free of|free from|clear of"
+    r"|devoid of"
     r"|lack of|rules? out|ruled out|exclud(?:es|ed|ing)|resolution of|resolved|clearing of|removal of|removed"
     r"|rather than|instead of)\b"
 )
 FALSE_NEGATION: Final = re.compile(
-    r"(?:no|not|without)(?: (?:any|much|significant|interval|appreciable|substantial|definite|relevant|overall|major|new"
+    r"(?:no|not|without)(?: (?:any|much|significant|interval|appreciable|substantial|definite|relevant|overall"
+    r"|major|new"
     r"|further|notable|real|great|marked|obvious))* (?:change|increase|decrease|improvement|worsening|progression"
     r"|difference|growth|enlargement)\b"
     r"|not (?:only|just|(?:\w+ )?changed|(?:been )?excluded|improved|(?:yet )?(?:resolved|cleared)|without|absent)\b"
-    r"|not (?:free|clear|devoid) (?:of|from)\b|(?:no|neither)(?: [\w-]+){1,3} (?:is|are) (?:free|clear|devoid) (?:of|from)\b"
+    r"|not (?:free|clear|devoid) (?:of|from)\b|(?:no|neither)(?: [\w-]+){1,3} (?:is|are) (?:free|clear"
+    r"|devoid) (?:of|from)\b"
     r"|no doubt\b|without contrast\b|no (?:prior|previous|recent)\b[^,;]*[,;]"
     r"|no (?:other|further|additional)\b(?=.*\bapart\b)"
 )
@@ -174,13 +184,15 @@ DENIED_NEGATION: Final = re.compile(
 NEW_STATEMENT: Final = re.compile(
     r"\b(?:there (?:is|are|remains?|was|were)|is (?:seen|present|noted|visible|again)"
     r"|are (?:seen|present|noted|visible)"
-    r"|shows?|demonstrates?|reveals?|has|have|with (?:a |an )?(?:new|small|large|moderate|persistent|stable|left|right)"
+    r"|shows?|demonstrates?|reveals?|has|have|with (?:a |an )?(?:new|small|large|moderate|persistent|stable"
+    r"|left|right)"
     r"|consistent with|compatible with|in keeping with|due to|because of|secondary to|in place)\b"
 )
 #: A comma or "and" followed by a description of its own ends a negation, unless an "or" carries the list on.
 NEW_DESCRIPTION: Final = re.compile(
     r"(?:,|\band\b)\s*(?:and\s+)?(?:a|an|the|new|small|large|moderate|mild|minimal|tiny|trace|stable|unchanged|"
-    r"persistent|increas(?:ed|ing)|decreas(?:ed|ing)|worsening|improv(?:ed|ing)|left|right|bilateral|both|status|with|"
+    r"persistent|increas(?:ed|ing)|decreas(?:ed|ing)|worsening|improv(?:ed|ing)|left|right|bilateral|both"
+    r"|status|with|"
     r"bibasilar|bibasal|biapical|multiple|several|moderately|mildly)\b"
 )
 #: What may lie between the members of a list that shares its negation or doubt.
@@ -192,7 +204,8 @@ NEGATED_AFTER: Final = re.compile(
     r"(?:\s+[\w-]+){0,6}?\s+(?:is|are|was|were|has been|have been|be)?\s*"
     r"(?:not (?:seen|present|identified|visible|visuali[sz]ed|evident|demonstrated|detected|noted"
     r"|appreciated|found|shown)"
-    r"|(?<!not )absent|no longer (?:seen|present|visible|visuali[sz]ed|identified|evident|apparent)|(?<!not )ruled out"
+    r"|(?<!not )absent|no longer (?:seen|present|visible|visuali[sz]ed|identified|evident|apparent)"
+    r"|(?<!not )ruled out"
     r"|(?<!not )removed|withdrawn|(?<!not )excluded|explanted|pulled|negative)\b"
 )
 NEGATED_LATER: Final = re.compile(
@@ -215,14 +228,17 @@ UNCERTAIN_AFTER: Final = re.compile(
     r"\b(?:cannot|can not|can't|could not|not) (?:be |been )?(?:entirely |completely |fully |definitely )?"
     r"(?:excluded?|ruled out)\b"
     r"|\b(?:is|are) (?:possible|suspected|likely|unlikely|questionable|equivocal|not excluded|(?:\w+ )?favou?red)\b"
-    r"|\bnot excluded\b|\b(?:difficult|hard) to exclude\b|\b(?:remains?|is|are) a (?:\w+ )?(?:consideration|possibility|concern)\b"
-    r"|\b(?:should|could|can|may) be (?:considered|suspected)\b|^\s+or (?:an? )?(?:vessel|nipple|summation|art[ei]fact)"
+    r"|\bnot excluded\b|\b(?:difficult|hard) to exclude\b|\b(?:remains?|is|are) a (?:\w+ )?(?:consideration"
+    r"|possibility|concern)\b"
+    r"|\b(?:should|could|can|may) be (?:considered|suspected)\b|^\s+or (?:an? )?(?:vessel|nipple|summation"
+    r"|art[ei]fact)"
     r"|^\s*(?:versus|vs\.?)\s|\?|\b(?:may|might|could) be (?:present|considered)\b|\bunlikely\b"
     r"|^\s+(?:is|are) considered\b"
 )
 #: Reasons for the examination, history, advice and look-alikes say nothing about this image.
 NOT_A_STATEMENT: Final = re.compile(
-    r"\b(?:rule out|r/o|evaluate for|assess for|evaluation (?:for|of)|assessment (?:for|of)|history of|h/o|indication|"
+    r"\b(?:rule out|r/o|evaluate for|assess for|evaluation (?:for|of)|assessment (?:for|of)|history of|h/o"
+    r"|indication|"
     r"look for|follow-?up (?:of|for)|query|(?<!difficult )(?<!hard )to (?:exclude|rule out)|correlat(?:e|ion)"
     r"(?: \w+)? for|treat(?:ed|ment) (?:for|of)|mimic(?:s|king)?|simulat(?:es|ing)|(?:status post|s/p)[^,;]* for)\b"
     r"|\b(?:if|in case of)\b(?=[^,;]*$)"
@@ -236,14 +252,16 @@ LEFT: Final = re.compile(r"\bleft(?:-sided)?\b|\b(?:lul|lll)\b|\blingula\w*|\blt
 RIGHT: Final = re.compile(r"\bright(?:-sided)?\b|\b(?:rul|rml|rll)\b|\bmiddle lobe\b|\brt\b")
 BOTH: Final = re.compile(
     r"\bbilateral(?:ly)?\b|\bboth\b|\bbibas(?:al|ilar)\b|\bbiapical\b|\bon either side\b|\b(?:each|neither) lung\b"
-    r"|\b(?:left|right)(?:-sided)? (?:is )?(?:greater|larger|more|worse|bigger|smaller|less)(?: \w+)? than (?:the )?(?:left|right)\b"
+    r"|\b(?:left|right)(?:-sided)? (?:is )?(?:greater|larger|more|worse|bigger|smaller"
+    r"|less)(?: \w+)? than (?:the )?(?:left|right)\b"
     r"|\b(?:left|right) ?> ?(?:left|right)\b|\bb/l\b"
 )
 #: Places and movements whose names hold a side without telling the side of the finding.
 NOT_A_SIDE: Final = re.compile(
     r"\b(?:right|left)[- ](?:atri\w+|ventric\w+|heart|cardiac|paratracheal|main(?:stem)?|bronch\w+|mediastin\w+"
     r"|hemidiaphragm|pulmonary arter\w+)\b"
-    r"|\b(?:shift\w*|deviat\w+|displace[dm]\w*|rotat\w+)(?: \w+){0,2} (?:to|towards?) (?:the )?(?:left|right)\b|\b(?:left|right) of (?:the )?midline\b"
+    r"|\b(?:shift\w*|deviat\w+|displace[dm]\w*|rotat\w+)(?: \w+){0,2} (?:to|towards?) (?:the )?(?:left|right)\b"
+    r"|\b(?:left|right) of (?:the )?midline\b"
 )
 #: A side that counts only where no other is stated.
 WEAK_SIDE: Final = re.compile(r"\b(?:right|left)[- ]hil\w+\b")
