@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from echo_model.cli import main
 from echo_model.convert import convert
 from echo_model.errors import CheckpointError, SettingsError
+from echo_model.guards import LEXICON_FILE, Lexicon, load_lexicon
 from echo_model.model import load_model
 from unit.echo_model.checkpoint_edits import edit, logits, shard
 from unit.echo_model.tiny_checkpoint import IM_END, MASK, tiny_model, write_checkpoint
@@ -63,6 +64,7 @@ def test_shards_in_and_shards_out(tmp_path: Path, source: Path) -> None:
 
 def test_everything_a_request_depends_on_comes_along(tmp_path: Path, source: Path) -> None:
     (source / "domain.safetensors").write_bytes(b"as it is")
+    Lexicon.fit(["No line."]).save(source / LEXICON_FILE)
     (source / "evil.bin").write_bytes(b"a pickle")
     before = load_model(source)
     convert(source, tmp_path / "new")
@@ -75,6 +77,7 @@ def test_everything_a_request_depends_on_comes_along(tmp_path: Path, source: Pat
     assert after.mask_token_id == MASK
     assert after.model_id == "small"
     assert after.tokenizer.encode("pleura").ids == before.tokenizer.encode("pleura").ids
+    assert load_lexicon(tmp_path / "new") == load_lexicon(source) is not None
     assert not (tmp_path / "new" / "evil.bin").exists()
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from echo_model.checkpoint_files import open_checkpoint
 from echo_model.domain_score import FILE_NAME
 from echo_model.errors import CheckpointError, SettingsError
+from echo_model.guards import LEXICON_FILE
 from echo_model.json_files import read_json
 from echo_model.model import DTYPES, LoadedModel, load_model
 from echo_model.settings import GenerationSettings
@@ -31,6 +32,7 @@ _COPIED = (
     "README.md",
     "LICENSE",
     FILE_NAME,
+    LEXICON_FILE,
 )
 SHARD_BYTES = 4_000_000_000
 

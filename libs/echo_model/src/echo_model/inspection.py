@@ -8,6 +8,7 @@ from typing import Any
 
 from echo_model.checkpoint_files import open_checkpoint
 from echo_model.domain_score import FILE_NAME as DOMAIN_FILE
+from echo_model.guards import load_lexicon
 from echo_model.model import empty_model
 from echo_model.weights import layout_of
 
@@ -18,6 +19,7 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
     empty_model(checkpoint)
     config, weights = checkpoint.config, checkpoint.weights
     text, vision = config.text_config, config.vision_config
+    lexicon = load_lexicon(folder)
     return {
         "model_id": checkpoint.model_id,
         "revision": weights.revision(),
@@ -40,6 +42,7 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
         "images": checkpoint.image_config.to_json(),
         "generation": checkpoint.generation_config,
         "out_of_domain_statistics": (folder / DOMAIN_FILE).is_file(),
+        "lexicon_symbols": 0 if lexicon is None else len(lexicon.symbols),
         "tensors": {
             name: {"shape": list(tensor.shape), "dtype": tensor.dtype} for name, tensor in weights.tensors.items()
         },
