@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from echo_model.cli import main
 from echo_model.errors import CheckpointError, SettingsError
-from echo_model.inspection import inspect_checkpoint
+from echo_model.images import ImageConfig
+from echo_model.inspection import inspect_checkpoint, largest_grid
 from echo_model.model import load_model
 from echo_model.weights import find_weights
 from unit.echo_model.checkpoint_edits import assert_same, edit, rewrite, shard
@@ -90,6 +92,39 @@ def test_inspection_counts_without_loading(source: tuple[Any, Path], folder: Pat
     rewrite(folder, lambda tensors: tensors.pop("model.language_model.norm.weight"))
     with pytest.raises(CheckpointError, match=r"norm\.weight is missing"):
         inspect_checkpoint(folder)
+
+
+def test_inspection_predicts_memory(source: tuple[Any, Path], folder: Path) -> None:
+    found = inspect_checkpoint(folder, dtype="bfloat16", slots=3, prompt_tokens=100, gen_length=20)["memory"]
+    assert found["weights"] == 2 * sum(parameter.numel() for parameter in source[0].parameters())
+    # Two layers, 128 tokens and two blocks of four to spare, keys and values, two heads of 16, two bytes.
+    assert found["key_value"] == 3 * found["key_value_per_slot"] == 3 * 2 * (128 + 8) * 2 * 2 * 16 * 2
+    held = sum(found[name] for name in ("weights", "key_value", "slot_state", "prompts"))
+    assert found["total"] == held + max(found[name] for name in ("vision_tower", "prefill", "decode"))
+    own = inspect_checkpoint(folder)["memory"]
+    assert (own["dtype"], own["gen_length"], own["block_length"], own["patches"]) == ("float32", 32, 4, 16)
+    assert own["prompt_tokens"] > 4
+    assert inspect_checkpoint(folder, images=2)["memory"]["prompt_tokens"] == own["prompt_tokens"] + 6
+    with pytest.raises(SettingsError, match="int8"):
+        inspect_checkpoint(folder, dtype="int8")
+
+
+def test_the_largest_picture_fits_the_limit() -> None:
+    assert largest_grid(ImageConfig(image_size=56)) == (4, 4)
+    rows, columns = largest_grid(ImageConfig())
+    assert (rows, columns) == (106, 108)
+    assert rows * columns * 14**2 <= ImageConfig().max_pixels
+
+
+def test_what_inspect_prints(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    assert main(["inspect", str(folder), "--slots", "2", "--dtype", "bfloat16"]) == 0
+    printed = capsys.readouterr().out
+    assert "layout: newer" in printed
+    assert "memory predicted for bfloat16, 2 slots" in printed
+    assert "note: pytorch_model.bin is a pickle" in printed
+    assert main(["inspect", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notices"]
 
 
 def test_a_working_copy_never_reaches_the_file(folder: Path) -> None:

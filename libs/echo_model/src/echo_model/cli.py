@@ -56,6 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("path", nargs="?", default="demo", help='checkpoint folder or "demo" (default)')
     inspect.add_argument("--tensors", action="store_true", help="list every tensor")
     inspect.add_argument("--json", action="store_true", help="everything as one JSON object")
+    memory = inspect.add_argument_group("the memory that is predicted")
+    memory.add_argument("--dtype", default=None, help="float32, bfloat16, float16, float64 (default: as stored)")
+    memory.add_argument("--slots", type=_positive, default=8, help="requests at once (default 8)")
+    memory.add_argument("--images", type=_positive, default=1, help="pictures a study, of the largest size (default 1)")
+    memory.add_argument("--prompt-tokens", type=_positive, default=None, help="default: pictures and question")
+    memory.add_argument("--gen-length", type=_positive, default=None, help="default: the checkpoint's")
     inspect.set_defaults(run=_inspect)
 
     phantoms = commands.add_parser("phantoms", help="draw synthetic radiographs with known findings")
@@ -198,11 +204,18 @@ def _generate(args: argparse.Namespace) -> int:
 def _inspect(args: argparse.Namespace) -> int:
     from echo_model.inspection import inspect_checkpoint
 
-    found = inspect_checkpoint(demo_checkpoint_path() if args.path == "demo" else Path(args.path))
+    found = inspect_checkpoint(
+        demo_checkpoint_path() if args.path == "demo" else Path(args.path),
+        dtype=args.dtype,
+        slots=args.slots,
+        images=args.images,
+        prompt_tokens=args.prompt_tokens,
+        gen_length=args.gen_length,
+    )
     if args.json:
         print(json.dumps(found, ensure_ascii=False, indent=2))
         return 0
-    tensors = found.pop("tensors")
+    tensors, notices, memory = (found.pop(name) for name in ("tensors", "notices", "memory"))
     for name, value in found.items():
         if isinstance(value, dict):
             print(f"{name}:")
@@ -211,6 +224,17 @@ def _inspect(args: argparse.Namespace) -> int:
         else:
             print(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
     print(f"tensors: {len(tensors)}")
+    print(
+        f"memory predicted for {memory['dtype']}, {memory['slots']} slots, prompts of {memory['prompt_tokens']} tokens "
+        f"({memory['patches']} patches), answers of {memory['gen_length']}:"
+    )
+    for name in ("weights", "key_value_per_slot", "key_value", "slot_state", "prompts"):
+        print(f"  {name}: {memory[name] / 1e6:.1f} MB")
+    for name in ("vision_tower", "prefill", "decode"):
+        print(f"  activations of {name}: {memory[name] / 1e6:.1f} MB")
+    print(f"  total, with the largest of these three: {memory['total'] / 1e6:.1f} MB")
+    for notice in notices:
+        print(f"note: {notice}")
     if args.tensors:
         for name, tensor in tensors.items():
             print(f"  {name} {tensor['dtype']} {tuple(tensor['shape'])}")
