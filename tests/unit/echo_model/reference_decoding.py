@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from echo_model.decoding import Generation
-from echo_model.unmasking import DecodingRules, select
+from echo_model.unmasking import DecodingRules, RowRules, select
 
 
 @torch.inference_mode()
@@ -26,6 +26,9 @@ def reference_generate(
     visible = (block[None, :] <= block[:, None])[None, None]
     confidences: dict[int, float] = {}
     steps_of: list[int] = []
+    gated = 0
+    row_rules = RowRules.of([rules])
+    end_tokens = torch.tensor(rules.eos_token_ids)
     for start in range(prompt // size * size, total, size):
         masked = torch.arange(start, start + size) >= prompt
         steps = 0
@@ -42,17 +45,22 @@ def reference_generate(
             entropy = -(probabilities * probabilities.log()).sum(dim=-1)
             probabilities[:, rules.mask_token_id] = 0.0
             confidence, best = probabilities.max(dim=-1)
-            chosen = select(masked, confidence, entropy, rules, steps)
+            tokens = torch.where(masked, best, sequence[0, start : start + size])
+            ends = torch.isin(tokens, end_tokens) & (torch.arange(start, start + size) >= prompt)
+            chosen = select(
+                masked[None], ends[None], confidence[None], entropy[None], row_rules, torch.tensor([steps])
+            )[0]
             for at in chosen.nonzero().flatten().tolist():
                 sequence[0, start + at] = best[at]
                 confidences[start + at] = float(confidence[at])
             masked &= ~chosen
             steps += 1
         steps_of.append(steps)
+        gated += steps > rules.denoising_steps
         if any(token in rules.eos_token_ids for token in sequence[0, max(start, prompt) : start + size].tolist()):
             break
     answer = sequence[0, prompt : start + size].tolist()
     end = next((at for at, token in enumerate(answer) if token in rules.eos_token_ids), None)
     kept = answer[: min(rules.gen_length, len(answer) if end is None else end)]
     values = [confidences[prompt + at] for at in range(len(kept))]
-    return Generation(kept, values, sum(steps_of), steps_of, end is not None and end <= rules.gen_length)
+    return Generation(kept, values, sum(steps_of), steps_of, gated, end is not None and end <= rules.gen_length)

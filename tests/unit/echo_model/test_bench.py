@@ -16,6 +16,7 @@ from echo_model.bench_loops import Timing, autoregressive, block_diffusion, plai
 from echo_model.cli import main
 from echo_model.decoding import prepare_prompt
 from echo_model.errors import SettingsError
+from echo_model.text_model import TextModel
 from echo_model.unmasking import DecodingRules
 from unit.echo_model.tiny_checkpoint import IM_END, IMAGE_PAD, MASK, VOCABULARY, tiny_model
 
@@ -35,7 +36,7 @@ def rules(block: int = 8, end: int = VOCABULARY) -> DecodingRules:
 
 
 def test_the_plain_loop_decodes_what_the_library_decodes(small: Subject) -> None:
-    own = block_diffusion(small.model, small.prompt, rules())
+    own = block_diffusion(TextModel(small.model), [small.prompt], rules())
     plain = plain_loop(small.model, small.prompt, rules())
     assert plain.token_ids == own.token_ids
     assert len(set(own.token_ids)) > 4
@@ -43,7 +44,7 @@ def test_the_plain_loop_decodes_what_the_library_decodes(small: Subject) -> None
 
 
 def test_the_plain_loop_stops_at_an_end_token_and_wants_the_grid(small: Subject) -> None:
-    tokens = block_diffusion(small.model, small.prompt, rules()).token_ids
+    tokens = block_diffusion(TextModel(small.model), [small.prompt], rules()).token_ids
     stopped = plain_loop(small.model, small.prompt, rules(end=tokens[3]))
     assert stopped.forward_passes == 1
     with pytest.raises(ValueError, match="no multiple"):

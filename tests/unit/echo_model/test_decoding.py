@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from echo_model.decoding import Generation, block_diffusion_generate, decode_blocks, prepare_prompt
+from echo_model.decoding import block_diffusion_generate, decode_blocks, prepare_prompt
 from echo_model.errors import SettingsError
-from echo_model.unmasking import DecodingRules, RemaskingStrategy, select
+from echo_model.unmasking import DecodingRules, RemaskingStrategy, RowRules, select
 from unit.echo_model.reference_decoding import reference_generate
 from unit.echo_model.tiny_checkpoint import IM_END, IMAGE_PAD, MASK, VOCABULARY, tiny_model
 
@@ -55,7 +55,7 @@ def make_prompt(seed: int, images: int, length: int) -> tuple[torch.Tensor, torc
     return whole, pixels, grid
 
 
-def run(model: Any, prompt: Any, rules: DecodingRules, *, fused: bool) -> Generation:
+def run(model: Any, prompt: Any, rules: DecodingRules, *, fused: bool) -> Any:
     ids, pixels, grid = prompt
     return block_diffusion_generate(
         model,
@@ -71,6 +71,7 @@ def run(model: Any, prompt: Any, rules: DecodingRules, *, fused: bool) -> Genera
         confidence_threshold=rules.confidence_threshold,
         entropy_bound=rules.entropy_bound,
         fused=fused,
+        gate=rules.gate,
     )
 
 
@@ -115,6 +116,79 @@ def test_fused_unfused_and_cache_free_decoding_agree_token_for_token(
         assert got.forward_passes == free.forward_passes + commits
 
 
+def test_prompts_of_different_lengths_decoded_together_each_get_their_own_answer(models: list[Any]) -> None:
+    draw = random.Random(3)
+    for turn in range(6):
+        model, block = models[turn % 3], (4, 8, 16)[turn // 2]
+        parts = [make_prompt(70 + 10 * turn + at, draw.choice((0, 1, 2)), draw.randint(26, 50)) for at in range(5)]
+        rules = DecodingRules(
+            MASK, (IM_END,), block, 3 * block + 1, draw.randint(1, 4), STRATEGIES[turn % 4], 0.3, 2.0, gate=0.5
+        )
+        alone = [reference_generate(model, *part, rules) for part in parts]
+        rows = [part[0][0] for part in parts]
+        pixels = torch.cat([part[1] for part in parts if part[1] is not None])
+        grid = torch.cat([part[2] for part in parts if part[2] is not None])
+        for fused in (True, False):
+            together = run(model, (rows, pixels, grid), rules, fused=fused)
+            for got, wanted in zip(together, alone, strict=True):
+                assert got.token_ids == wanted.token_ids
+                assert got.block_steps == wanted.block_steps
+                assert got.gated_blocks == wanted.gated_blocks
+                assert got.ended == wanted.ended
+                assert got.confidences == pytest.approx(wanted.confidences, abs=1e-6)
+                commits = 0 if fused else len(wanted.block_steps) - 1
+                assert got.forward_passes == wanted.forward_passes + commits
+        longest = max(len(row) for row in rows)
+        padded = torch.stack([torch.nn.functional.pad(row, (longest - len(row), 0), value=MASK) for row in rows])
+        real = torch.stack([torch.arange(longest) >= longest - len(row) for row in rows])
+        got = block_diffusion_generate(
+            model,
+            padded,
+            pixels,
+            grid,
+            mask_token_id=MASK,
+            eos_token_id=[IM_END],
+            block_length=block,
+            gen_length=rules.gen_length,
+            denoising_steps=rules.denoising_steps,
+            remasking_strategy=rules.remasking_strategy,
+            confidence_threshold=0.3,
+            entropy_bound=2.0,
+            gate=0.5,
+            attention_mask=real,
+        )
+        assert [answer.token_ids for answer in got] == [answer.token_ids for answer in alone]
+
+
+def test_the_gate_gives_doubtful_blocks_one_step_more(models: list[Any]) -> None:
+    prompt = make_prompt(3, 1, 19)
+    plain = run(models[0], prompt, DecodingRules(MASK, (IM_END,), 8, 24), fused=True)
+    lowest = min(plain.confidences)
+    for gate, gated in ((0.0, 0), (lowest - 1e-6, 0), (1.0, len(plain.block_steps))):
+        rules = DecodingRules(MASK, (IM_END,), 8, 24, gate=gate)
+        got = run(models[0], prompt, rules, fused=True)
+        assert got.gated_blocks == gated
+        assert got.forward_passes == len(plain.block_steps) + gated
+        assert got.block_steps == reference_generate(models[0], *prompt, rules).block_steps
+
+
+def test_the_gate_keeps_the_sure_tokens_and_does_not_look_behind_the_end() -> None:
+    rules = RowRules.of([DecodingRules(MASK, (IM_END,), 4, 8, gate=0.5)])
+    masked = torch.tensor([[True] * 4])
+
+    def fixed(confidence: list[float], end: int | None, step: int = 0) -> list[int]:
+        ends = torch.tensor([[at == end for at in range(4)]])
+        sure = torch.tensor([confidence])
+        got = select(masked, ends, sure, torch.zeros(1, 4), rules, torch.tensor([step]))
+        return [int(at) for at in got[0].nonzero().flatten()]
+
+    assert fixed([0.9, 0.4, 0.8, 0.3], None) == [0, 2]
+    assert fixed([0.4, 0.3, 0.2, 0.1], None) == [0], "one token at least, or the next step would see the same"
+    assert fixed([0.9, 0.9, 0.1, 0.1], 1) == [0, 1, 2, 3]
+    assert fixed([0.9, 0.4, 0.1, 0.1], 1) == [0], "the end token itself may be in doubt"
+    assert fixed([0.9, 0.4, 0.8, 0.3], None, step=1) == [0, 1, 2, 3]
+
+
 def test_several_steps_differ_from_one_step_so_the_comparison_means_something(models: list[Any]) -> None:
     prompt = make_prompt(1, 1, 24)
     runs: list[tuple[int, RemaskingStrategy]] = [(1, "sequential"), (4, "sequential"), (4, "low_confidence_static")]
@@ -138,7 +212,7 @@ def test_the_picture_and_the_prompt_change_the_answer(models: list[Any]) -> None
 def test_one_step_fused_takes_one_pass_per_block_after_the_prompt(models: list[Any], blocks: int) -> None:
     prompt = make_prompt(3, 1, 16)
     calls = []
-    hook = models[1].model.language_model.register_forward_hook(lambda *_: calls.append(1))
+    hook = models[1].model.language_model.norm.register_forward_hook(lambda *_: calls.append(1))
     try:
         got = run(models[1], prompt, DecodingRules(MASK, (IM_END,), 8, 8 * blocks), fused=True)
     finally:
@@ -210,6 +284,7 @@ def test_float32_with_either_attention_gives_the_float64_tokens(models: list[Any
         {"denoising_steps": 9},
         {"remasking_strategy": "best"},
         {"confidence_threshold": 1.5},
+        {"gate": -0.1},
         {"eos_token_ids": ()},
         {"eos_token_ids": (MASK,)},
     ],
@@ -220,10 +295,14 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
         DecodingRules(**(good | wrong))
 
 
-def test_batches_and_mismatched_images_are_refused(models: list[Any]) -> None:
+def test_mismatched_images_and_empty_prompts_are_refused(models: list[Any]) -> None:
     ids, pixels, grid = make_prompt(3, 1, 19)
     with pytest.raises(SettingsError, match="one prompt"):
         prepare_prompt(models[0], ids.expand(2, -1), pixels, grid)
+    with pytest.raises(SettingsError, match="at least one token"):
+        prepare_prompt(models[0], ids[:, :0], None, None)
+    with pytest.raises(SettingsError, match="features were given"):
+        prepare_prompt(models[0], torch.tensor([7, 8, 9]), pixels, grid)
     with pytest.raises(SettingsError, match="no image was given"):
         prepare_prompt(models[0], ids, None, None)
     with pytest.raises(SettingsError, match="image tokens"):
@@ -232,9 +311,10 @@ def test_batches_and_mismatched_images_are_refused(models: list[Any]) -> None:
 
 def chosen(strategy: Any, confidence: list[float], masked: list[bool], step: int = 0, steps: int = 2) -> list[int]:
     rules = DecodingRules(MASK, (IM_END,), len(masked), 8, steps, strategy, confidence_threshold=0.8, entropy_bound=1.0)
-    entropy = -torch.tensor(confidence).log()
-    got = select(torch.tensor(masked), torch.tensor(confidence), entropy, rules, step)
-    return [int(at) for at in got.nonzero().flatten()]
+    sure = torch.tensor([confidence])
+    no_end = torch.zeros_like(sure, dtype=torch.bool)
+    got = select(torch.tensor([masked]), no_end, sure, -sure.log(), RowRules.of([rules]), torch.tensor([step]))
+    return [int(at) for at in got[0].nonzero().flatten()]
 
 
 ALL = [True] * 4

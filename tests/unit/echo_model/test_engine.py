@@ -5,19 +5,31 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from echo_model import GenerationSettings, ReportEngine, block_diffusion_generate
 from echo_model.domain_score import FILE_NAME, DomainModel, fit_domain
-from echo_model.errors import CheckpointError, DeadlineExceeded, EngineClosed, ImageError, SettingsError
+from echo_model.errors import (
+    CheckpointError,
+    DeadlineExceeded,
+    EngineClosed,
+    EngineError,
+    ImageError,
+    OutOfMemory,
+    SettingsError,
+)
 from echo_model.images import preprocess
+from echo_model.model import load_model
 from echo_model.prompt import build_prompt
+from echo_model.slots import SlotDecoder
 from unit.echo_model.tiny_checkpoint import IM_END, MASK, tiny_model, write_checkpoint
 
 
@@ -46,7 +58,7 @@ def film(seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
 @pytest.fixture
 def slow(engine: ReportEngine) -> Iterator[None]:
     """Every pass of the language model takes 30 ms more."""
-    hook = engine.loaded.model.model.language_model.register_forward_hook(lambda *_: time.sleep(0.03))
+    hook = engine.loaded.model.model.language_model.norm.register_forward_hook(lambda *_: time.sleep(0.03))
     yield
     hook.remove()
 
@@ -132,18 +144,195 @@ def test_the_deadline_ends_a_request_between_blocks_and_frees_its_slot(engine: R
     assert engine.generate(film()).stats.blocks == 9
 
 
+def settled(engine: ReportEngine) -> bool:
+    """Whether the engine comes to rest; a request that is given up ends at the next step."""
+    end = time.monotonic() + 30
+    while engine.active and time.monotonic() < end:
+        time.sleep(0.005)
+    return engine.active == 0
+
+
+def slowed(engine: ReportEngine) -> Any:
+    return engine.loaded.model.model.language_model.norm.register_forward_hook(lambda *_: time.sleep(0.03))
+
+
 def test_slots_bound_the_requests_in_progress(checkpoint: Path) -> None:
     engine = ReportEngine.from_pretrained(checkpoint, max_slots=1)
+    hook = slowed(engine)
     stream = engine.stream(film())
     next(stream)
     assert engine.active == 1
     with pytest.raises(DeadlineExceeded, match="waiting"):
         engine.generate(film(), timeout=0.05)
     stream.close()
-    assert engine.active == 0
-    assert engine.generate(film(), timeout=10.0).token_ids
+    assert settled(engine)
+    hook.remove()
+    assert engine.generate(film(), timeout=60.0).token_ids
     with pytest.raises(SettingsError, match="max_slots"):
         ReportEngine.from_pretrained(checkpoint, max_slots=0)
+    with pytest.raises(SettingsError, match="prefill_budget"):
+        ReportEngine.from_pretrained(checkpoint, prefill_budget=0)
+
+
+def test_requests_share_passes_and_the_totals_say_so(checkpoint: Path) -> None:
+    engine = ReportEngine.from_pretrained(checkpoint, max_slots=4)
+    hook = slowed(engine)
+    futures = [engine.submit(film(seed)) for seed in range(6)]
+    reports = [future.result(60) for future in futures]
+    hook.remove()
+    totals = engine.stats()
+    assert totals.reports == 6
+    assert totals.ends == {}
+    assert totals.tokens == sum(report.stats.tokens for report in reports)
+    assert totals.rows == totals.report_passes == sum(report.stats.forward_passes for report in reports)
+    assert totals.passes < totals.rows, "some passes were shared"
+    assert 0.25 < totals.occupancy <= 1.0
+    assert totals.gated_fraction == 0.0
+    assert all(future.done() and not future.cancelled() for future in futures)
+    assert reports[5].stats.queue_seconds > reports[0].stats.queue_seconds
+
+
+def test_a_cancelled_request_ends_and_leaves_the_others_alone(checkpoint: Path) -> None:
+    engine = ReportEngine.from_pretrained(checkpoint, max_slots=2)
+    alone = engine.generate(film(1)).token_ids
+    hook = slowed(engine)
+    called: list[bool] = []
+    given_up, kept, waiting = engine.submit(film(0)), engine.submit(film(1)), engine.submit(film(2))
+    given_up.add_done_callback(lambda future: called.append(future.cancelled()))
+    waiting.cancel()
+    given_up.cancel()
+    for future in (given_up, waiting):
+        with pytest.raises(CancelledError):
+            future.result(60)
+        assert future.cancelled()
+    assert kept.result(60).token_ids == alone
+    kept.cancel()
+    assert not kept.cancelled(), "what has ended stays as it is"
+    hook.remove()
+    assert called == [True]
+    assert settled(engine)
+    assert engine.stats().ends == {"cancelled": 2}
+
+
+def test_out_of_memory_fails_one_request_only(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ReportEngine.from_pretrained(checkpoint, max_slots=4)
+    alone = [engine.generate(film(seed)).token_ids for seed in range(3)]
+    step, failing = SlotDecoder.step, [3]
+
+    def short(self: SlotDecoder) -> Any:
+        if sum(row.decoding for row in self._rows.values()) == 3 and failing:
+            failing.pop()
+            raise torch.OutOfMemoryError("no room for 3")
+        return step(self)
+
+    monkeypatch.setattr(SlotDecoder, "step", short)
+    hook = slowed(engine)
+    futures = [engine.submit(film(seed)) for seed in range(3)]
+    ends = [future.exception(60) for future in futures]
+    hook.remove()
+    assert isinstance(ends[2], OutOfMemory)
+    assert "no room for 3" in str(ends[2])
+    assert [future.result().token_ids for future in futures[:2]] == alone[:2]
+    assert settled(engine)
+
+
+def test_a_prompt_without_room_fails_alone(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ReportEngine.from_pretrained(checkpoint)
+    alone = engine.generate(film()).token_ids
+    prefill = SlotDecoder.prefill
+
+    def short(self: SlotDecoder, slot: int, rows: int | None = None) -> bool:
+        if self._rows[slot].prompt.image_features is not None and len(self._rows[slot].prompt.image_features) == 12:
+            raise MemoryError("three images are too many")
+        return prefill(self, slot, rows)
+
+    monkeypatch.setattr(SlotDecoder, "prefill", short)
+    futures = [engine.submit(film()), engine.submit([film()] * 3), engine.submit(film())]
+    assert isinstance(futures[1].exception(60), OutOfMemory)
+    assert [futures[at].result(60).token_ids for at in (0, 2)] == [alone, alone]
+
+
+def test_a_failing_model_is_told_and_the_next_request_is_served(
+    engine: ReportEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = engine.generate(film()).token_ids
+
+    def broken(self: SlotDecoder) -> Any:
+        raise RuntimeError("a kernel failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SlotDecoder, "step", broken)
+        with pytest.raises(EngineError, match="a kernel failed") as told:
+            engine.generate(film())
+        assert isinstance(told.value.__cause__, RuntimeError)
+    assert engine.generate(film()).token_ids == alone
+
+
+def test_requests_of_different_layouts_take_turns(checkpoint: Path) -> None:
+    engine = ReportEngine.from_pretrained(checkpoint, max_slots=3)
+    asked = [
+        GenerationSettings(block_length=block, gen_length=length, fused=fused)
+        for block, length, fused in ((4, 20, True), (8, 20, True), (4, 300, True), (4, 20, False), (16, 40, True))
+    ]
+    alone = [engine.generate(film(), wanted).token_ids for wanted in asked]
+    futures = [engine.submit(film(), wanted) for wanted in asked * 2]
+    assert [future.result(60).token_ids for future in futures] == alone * 2
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_joining_and_leaving_in_any_order_changes_no_answer(
+    checkpoint: Path, expected: list[tuple[int, ...]], data: st.DataObject
+) -> None:
+    """Prompts of different lengths, prefill in pieces, cancelled and late requests between them."""
+    slots, budget = data.draw(st.integers(1, 4)), data.draw(st.sampled_from((4, 8, 64)))
+    with ReportEngine.from_pretrained(checkpoint, dtype="float64", max_slots=slots, prefill_budget=budget) as engine:
+        sent: list[tuple[int, str, Any]] = []
+        for _ in range(data.draw(st.integers(1, 9))):
+            which = data.draw(st.integers(0, len(expected) - 1))
+            fate = data.draw(st.sampled_from(("kept", "kept", "kept", "cancelled", "late")))
+            future = engine.submit(FILMS[which], timeout=0.004 if fate == "late" else None)
+            sent.append((which, fate, future))
+            if fate == "cancelled":
+                future.cancel()
+            time.sleep(data.draw(st.sampled_from((0.0, 0.0, 0.003))))
+        for which, fate, future in sent:
+            error = future.exception(60)
+            if fate == "kept" or error is None:
+                assert future.result().token_ids == expected[which]
+            else:
+                assert isinstance(error, CancelledError if fate == "cancelled" else DeadlineExceeded)
+        totals = engine.stats()
+        assert engine.active == 0
+        assert totals.reports + sum(totals.ends.values()) == len(sent), "every request ends exactly once"
+        assert not engine._scheduler.running
+        assert engine._decoder is None or not engine._decoder._rows, "no slot leaks"
+
+
+FILMS = [
+    [np.random.default_rng(seed + at).integers(0, 256, (60, 50)) for at in range(1 + seed % 3)] for seed in range(6)
+]
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint: Path) -> list[tuple[int, ...]]:
+    """What `block_diffusion_generate` says to each of FILMS, in double precision."""
+    loaded = load_model(checkpoint, dtype="float64")
+    answers = []
+    for films in FILMS:
+        prepared = [preprocess(one, loaded.image_config) for one in films]
+        answer = block_diffusion_generate(
+            loaded.model,
+            torch.tensor(build_prompt(loaded.tokenizer, [4] * len(films), instruction="Read.")),
+            torch.from_numpy(np.concatenate([pixels for pixels, _ in prepared])),
+            torch.from_numpy(np.stack([grid for _, grid in prepared])),
+            mask_token_id=MASK,
+            eos_token_id=IM_END,
+            block_length=4,
+            gen_length=32,
+        )
+        answers.append(tuple(answer.token_ids))
+    return answers
 
 
 @pytest.mark.usefixtures("slow")
@@ -168,15 +357,18 @@ def test_a_bad_image_fails_its_own_request_only(engine: ReportEngine) -> None:
     assert engine.generate(film()).token_ids
 
 
+@pytest.mark.usefixtures("slow")
 def test_a_closed_engine_refuses(engine: ReportEngine) -> None:
     stream = engine.stream(film())
     next(stream)
     engine.close()
     with pytest.raises(EngineClosed):
-        next(stream)
+        for _ in stream:
+            pass
     with pytest.raises(EngineClosed):
         engine.generate(film())
     assert engine.active == 0
+    engine.close()
 
 
 def test_images_unlike_the_training_images_are_flagged(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from echo_model.errors import SettingsError
 from echo_model.images import n_image_tokens, preprocess
 from echo_model.model import load_model
 from echo_model.prompt import build_prompt
+from echo_model.text_model import TextModel
 from echo_model.unmasking import DecodingRules
 
 BLOCKS = (4, 8, 16)
@@ -83,8 +84,10 @@ def variants(what: Subject) -> dict[str, tuple[int, Loop]]:
         never = what.model.config.text_config.vocab_size  # no token has this number, so decoding never ends early
         return DecodingRules(what.mask_token_id, (never,), block, what.tokens, fused=fused)
 
+    text = TextModel(what.model, packed=True)
+
     def own(block: int, *, fused: bool) -> Loop:
-        return lambda: block_diffusion(what.model, what.prompt, rules(block, fused=fused))
+        return lambda: block_diffusion(text, [what.prompt], rules(block, fused=fused))
 
     rows: dict[str, tuple[int, Loop]] = {}
     for block in BLOCKS:

@@ -6,15 +6,15 @@ Every loop decodes at least `tokens` tokens after the prompt has been run; the p
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
-from echo_model.cache import BlockCache
-from echo_model.decoding import BlockDecoder, Prompt
+from echo_model.slots import Prompt, SlotDecoder
+from echo_model.text_model import KeyValueCache, TextModel
 from echo_model.unmasking import DecodingRules
 
 
@@ -35,30 +35,72 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def block_diffusion(model: Any, prompt: Prompt, rules: DecodingRules) -> Timing:
-    """The library's own decoding (`BlockDecoder`), fused or not as the rules say."""
-    device = prompt.embeds.device
-    decoder = BlockDecoder(model, prompt, rules)
+def block_diffusion(text: TextModel, prompts: Sequence[Prompt], rules: DecodingRules) -> Timing:
+    """The library's own decoding (`SlotDecoder`) of one or several prompts together, fused or not as the rules say."""
+    device = prompts[0].embeds.device
+    size = rules.block_length
+    capacity = max(-(-(prompt.length + rules.gen_length) // size) * size for prompt in prompts)
+    decoder = SlotDecoder(
+        text,
+        slots=len(prompts),
+        capacity=capacity,
+        block_length=size,
+        mask_token_id=rules.mask_token_id,
+        fused=rules.fused,
+    )
     started = now(device)
-    decoder.prefill()
+    for slot, prompt in enumerate(prompts):
+        decoder.admit(slot, prompt, rules)
+        decoder.prefill(slot)
     ready = now(device)
     tokens: list[int] = []
     passes = 0
-    while not decoder.finished:
-        block = decoder.next_block()
-        tokens.extend(block.token_ids)
-        passes += block.forward_passes
+    while decoder.decoding:
+        for slot, block in decoder.step():
+            tokens.extend(block.token_ids)
+            passes += block.forward_passes if slot == 0 else 0
     return Timing(ready - started, now(device) - ready, passes, tokens)
 
 
 @torch.inference_mode()
+def own_autoregressive(text: TextModel, prompt: Prompt, tokens: int, mask_token_id: int) -> Timing:
+    """Greedy left-to-right decoding on the same layers and static cache as `block_diffusion`: one pass a token."""
+    device, length = prompt.embeds.device, prompt.length
+    cache = KeyValueCache(text.config, 1, length + tokens, prompt.embeds)
+    rows = torch.arange(length + tokens, device=device)
+    positions = torch.cat([prompt.positions[:, 0], rows[length:].expand(3, -1) + prompt.rope_delta], dim=1)
+    cos, sin = (part.unsqueeze(0) for part in text.rotary(positions))
+    bias = torch.zeros(1, 1, length, length, dtype=prompt.embeds.dtype, device=device)
+    bias.masked_fill_(torch.ones(length, length, dtype=torch.bool, device=device).triu(1), torch.finfo(bias.dtype).min)
+
+    def step(embeds: torch.Tensor, begin: int, end: int, mask: torch.Tensor) -> torch.Tensor:
+        here = slice(begin, end)
+        rotary = (cos[:, here], sin[:, here])
+        hidden = text.forward(embeds, rotary, mask, cache, rows[here], slice(0, 1), slice(0, end))
+        logits = text.head(hidden[:, -1])
+        logits[:, mask_token_id] = -torch.inf
+        best: torch.Tensor = logits.argmax(dim=-1)
+        return best
+
+    started = now(device)
+    token = step(prompt.embeds, 0, length, bias)
+    ready = now(device)
+    decoded: list[int] = []
+    nothing = torch.zeros(1, 1, 1, length + tokens, dtype=bias.dtype, device=device)
+    for at in range(length, length + tokens):
+        token = step(text.embed(token[None]), at, at + 1, nothing[..., : at + 1])
+        decoded.append(int(token))  # a real loop looks at every token for the end
+    return Timing(ready - started, now(device) - ready, tokens, decoded)
+
+
+@torch.inference_mode()
 def autoregressive(model: Any, prompt: Prompt, tokens: int, mask_token_id: int) -> Timing:
-    """Greedy left-to-right decoding with a key-value cache: causal mask, one pass and one host check a token.
+    """Greedy left-to-right decoding written over Hugging Face parts: `DynamicCache`, one pass and host check a token.
 
     The first token comes out of the prompt's pass; `tokens` further ones are decoded and counted.
     """
     language, device, length = model.model.language_model, prompt.embeds.device, prompt.length
-    cache = BlockCache(model.config.text_config, length + tokens, prompt.embeds)
+    cache = DynamicCache(config=model.config.text_config)
 
     def step(embeds: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         hidden = language(
@@ -68,7 +110,6 @@ def autoregressive(model: Any, prompt: Prompt, tokens: int, mask_token_id: int) 
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        cache.advance(embeds.shape[1])
         logits = model.lm_head(hidden[0, -1:])
         logits[:, mask_token_id] = -torch.inf
         best: torch.Tensor = logits.argmax(dim=-1)

@@ -1,53 +1,66 @@
-"""From images to a draft report: one loaded model, many calling threads.
+"""From images to draft reports: one loaded model, many calling threads, continuous batching.
 
-Every request owns its cache; a lock is held for one step (vision and prompt, or one block) at a time, so concurrent
-requests take turns block by block and a request that is given up frees the model at once.
+Callers prepare their own images and wait; one engine thread owns the model. It asks the `Scheduler` what to do next,
+does it on the `SlotDecoder`, and hands finished blocks to the requests. The thread exists only while there is work.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
 
 import numpy as np
 import torch
 
-from echo_model import demo_checkpoint_path, guards
-from echo_model.decoding import Block, BlockDecoder, Prompt, prepare_prompt
+from echo_model import demo_checkpoint_path
+from echo_model.assembly import assemble, domain_score
+from echo_model.decoding import prepare_prompts
 from echo_model.domain_score import FILE_NAME as DOMAIN_FILE
-from echo_model.domain_score import DomainModel, describe_image
-from echo_model.errors import DeadlineExceeded, EngineClosed, ImageError, SettingsError
+from echo_model.domain_score import DomainModel
+from echo_model.errors import DeadlineExceeded, EngineClosed, EngineError, ImageError, OutOfMemory, SettingsError
 from echo_model.images import Picture, n_image_tokens, preprocess
 from echo_model.model import LoadedModel, load_model
-from echo_model.prompt import SectionName, Sections, Span, build_prompt, parse_sections, sentence_spans
-from echo_model.report import Report, Sentence, Stats, StreamedBlock
+from echo_model.prompt import build_prompt
+from echo_model.report import EngineStats, Report, Stats, StreamedBlock
+from echo_model.requests import ReportFuture, Request
+from echo_model.scheduler import Layout, Scheduler, Ticket, Turn
 from echo_model.settings import GenerationSettings
+from echo_model.slots import SlotDecoder
+from echo_model.text_model import TextModel
 
-LOW_CONFIDENCE_BELOW = 0.6
+_IDLE_SECONDS = 2.0
 
 
 class ReportEngine:
-    """Generates reports. Thread-safe; starts no thread of its own.
+    """Generates reports. Thread-safe.
 
-    `last_step_at` (time.monotonic seconds) moves with every step and when an idle engine gets work, so a watchdog can
-    tell a hung engine (`active` > 0 and no step for long) from an idle one.
+    `max_slots` requests are decoded together. `prefill_budget`: prompt tokens run between two decoding steps, the
+    longest that a new request holds up the others. `last_step_at` (time.monotonic seconds) moves with every piece of
+    work and when an idle engine gets some, so a watchdog can tell a hung engine (`active` > 0 and no step for long)
+    from an idle one.
     """
 
-    def __init__(self, loaded: LoadedModel, *, max_slots: int = 8) -> None:
+    def __init__(self, loaded: LoadedModel, *, max_slots: int = 8, prefill_budget: int = 512) -> None:
         if max_slots < 1:
             raise SettingsError(f"max_slots must be at least 1, not {max_slots}")
+        if prefill_budget < 1:
+            raise SettingsError(f"prefill_budget must be at least 1, not {prefill_budget}")
         self.loaded = loaded
         self.last_step_at = time.monotonic()
         domain_file = loaded.path / DOMAIN_FILE
         self.domain = DomainModel.load(domain_file) if domain_file.is_file() else None
-        self._slots = threading.BoundedSemaphore(max_slots)
-        self._step = threading.Lock()
-        self._count = threading.Lock()
-        self._active = 0
+        self._text = TextModel(loaded.model, packed=True)
+        self._decoder: SlotDecoder | None = None
+        self._scheduler = Scheduler(max_slots, prefill_budget)
+        self._requests: dict[Ticket, Request] = {}
+        self._lock = threading.RLock()
+        self._work = threading.Condition(self._lock)
+        self._thread: threading.Thread | None = None
         self._closed = False
+        self._totals = EngineStats(slots=max_slots)
 
     @classmethod
     def from_pretrained(
@@ -56,20 +69,37 @@ class ReportEngine:
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype | None = None,
         max_slots: int = 8,
+        prefill_budget: int = 512,
     ) -> ReportEngine:
         """Load a checkpoint folder, or the bundled demo model for "demo". Raises CheckpointError."""
-        return cls(
-            load_model(demo_checkpoint_path() if str(path) == "demo" else path, device, dtype), max_slots=max_slots
-        )
+        loaded = load_model(demo_checkpoint_path() if str(path) == "demo" else path, device, dtype)
+        return cls(loaded, max_slots=max_slots, prefill_budget=prefill_budget)
+
+    # -- for callers --------------------------------------------------------------------------------------------------
 
     @property
     def active(self) -> int:
         """Number of requests that hold a slot or wait for one."""
-        return self._active
+        return len(self._requests)
 
-    def close(self) -> None:
-        """Accept no more requests; those in progress end with EngineClosed at their next step."""
-        self._closed = True
+    def stats(self) -> EngineStats:
+        """Totals since the start, a snapshot."""
+        with self._lock:
+            return self._totals.copy()
+
+    def submit(
+        self,
+        images: Picture | Sequence[Picture],
+        settings: GenerationSettings | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> ReportFuture:
+        """Ask for a report on the images of one study, without waiting for it.
+
+        The images are prepared in the calling thread. `timeout` in seconds counts from this call, waiting included.
+        Raises ImageError, SettingsError, EngineClosed; what happens later is raised by the future's `result`.
+        """
+        return self._submit(images, settings or GenerationSettings(), timeout, None)
 
     def generate(
         self,
@@ -81,15 +111,9 @@ class ReportEngine:
         """Report on the images of one study.
 
         `timeout` in seconds counts from this call, waiting included. Raises ImageError, SettingsError,
-        DeadlineExceeded, EngineClosed.
+        DeadlineExceeded, OutOfMemory, EngineClosed.
         """
-        blocks = self._run(images, settings or GenerationSettings(), timeout)
-        while True:
-            try:
-                next(blocks)
-            except StopIteration as end:
-                report: Report = end.value
-                return report
+        return self.submit(images, settings, timeout=timeout).result()
 
     def stream(
         self,
@@ -98,55 +122,69 @@ class ReportEngine:
         *,
         timeout: float | None = None,
     ) -> Generator[StreamedBlock, None, Report]:
-        """Like `generate`, one item a decoded block; the generator's return value is the report."""
-        blocks = self._run(images, settings or GenerationSettings(), timeout)
-        ids: list[int] = []
-        shown = ""
-        while True:
-            try:
-                block = next(blocks)
-            except StopIteration as end:
-                report: Report = end.value
-                return report
-            ids.extend(block.token_ids)
-            # A character that is not whole yet decodes to a replacement; it is shown with the block that completes it.
-            text = self.loaded.tokenizer.decode(ids).rstrip("\ufffd")
-            yield StreamedBlock(block.index, text[len(shown) :], block.token_ids, block.confidences, block.ended)
-            shown = text
+        """Like `generate`, one item a decoded block; the generator's return value is the report.
 
-    def _run(
-        self, images: Picture | Sequence[Picture], settings: GenerationSettings, timeout: float | None
-    ) -> Generator[Block, None, Report]:
-        """Decode one request, giving up the model between steps."""
-        clock = _Clock(timeout)
-        loaded = self.loaded
-        rules = settings.rules(loaded.generation_config)
-        ids, pixels, grids = self._inputs(images, settings)
-        clock.lap("preprocess")
-        with self._count:
-            if self._active == 0:
-                self.last_step_at = time.monotonic()
-            self._active += 1
+        An item with the index of an earlier one replaces that block and all behind it (see `GuardSettings.redenoise`).
+        Closing the generator cancels the request.
+        """
+        arrived: SimpleQueue[StreamedBlock | None] = SimpleQueue()
+        future = self._submit(images, settings or GenerationSettings(), timeout, arrived.put)
+        future.add_done_callback(lambda _: arrived.put(None))
         try:
-            with self._slot(clock):
-                with self._turn(clock):
-                    prompt = prepare_prompt(loaded.model, ids, pixels, grids)
-                    decoder = BlockDecoder(loaded.model, prompt, rules)
-                    decoder.prefill()
-                    self.last_step_at = time.monotonic()
-                    clock.lap("prefill")
-                blocks: list[Block] = []
-                while not decoder.finished:
-                    with self._turn(clock):
-                        blocks.append(decoder.next_block())
-                        self.last_step_at = time.monotonic()
-                        clock.lap("decode")
-                    yield blocks[-1]
+            while (block := arrived.get()) is not None:
+                yield block
+            return future.result()
         finally:
-            with self._count:
-                self._active -= 1
-        score = self._domain_score(prompt, pixels, grids)
-        return self._report(blocks, prompt.length, score, clock)
+            future.cancel()
+
+    def close(self) -> None:
+        """Accept no more requests; those in progress end with EngineClosed. Waits for the engine thread."""
+        with self._work:
+            self._closed = True
+            self._work.notify()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def __enter__(self) -> ReportEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _submit(
+        self,
+        images: Picture | Sequence[Picture],
+        settings: GenerationSettings,
+        timeout: float | None,
+        on_block: Callable[[StreamedBlock], None] | None,
+    ) -> ReportFuture:
+        begun = time.monotonic()
+        rules = settings.rules(self.loaded.generation_config)
+        ids, pixels, grids = self._inputs(images, settings)
+        size = rules.block_length
+        tokens = -(-(ids.shape[0] + rules.gen_length) // size) * size
+        needs = Layout(size, -(-tokens // 128) * 128, rules.fused)
+        ticket = Ticket(needs, ids.shape[0], None if timeout is None else begun + timeout)
+        request = Request(ticket, rules, ids, pixels, grids, begun, self.loaded.tokenizer, on_block)
+        request.future = ReportFuture(lambda: self._cancel(request))
+        with self._work:
+            if self._closed:
+                raise EngineClosed("the engine is closed")
+            if not self._requests:
+                self.last_step_at = time.monotonic()
+            self._requests[ticket] = request
+            self._scheduler.join(ticket)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._loop, name="report-engine", daemon=True)
+                self._thread.start()
+            self._work.notify()
+        return request.future
+
+    def _cancel(self, request: Request) -> None:
+        with self._work:
+            request.cancelled = True
+            self._work.notify()
 
     def _inputs(
         self, images: Picture | Sequence[Picture], settings: GenerationSettings
@@ -163,135 +201,156 @@ class ReportEngine:
             instruction = loaded.generation_config.get("instruction")
         ids = build_prompt(loaded.tokenizer, counts, instruction=instruction, language=settings.language)
         pixels = np.concatenate([values for values, _ in prepared])
-        grids = np.stack([grid for _, grid in prepared])
-        return torch.tensor(ids), torch.from_numpy(pixels).to(loaded.device), torch.from_numpy(grids)
+        return torch.tensor(ids), torch.from_numpy(pixels), torch.from_numpy(np.stack([grid for _, grid in prepared]))
 
-    def _slot(self, clock: _Clock) -> _Held:
-        """Wait for a free slot."""
-        return _Held(self, self._slots, clock)
+    # -- the engine thread --------------------------------------------------------------------------------------------
 
-    def _turn(self, clock: _Clock) -> _Held:
-        """Wait for this request's turn to use the model."""
-        return _Held(self, self._step, clock)
+    def _loop(self) -> None:
+        """Work until there has been none for a while."""
+        while True:
+            with self._work:
+                if not self._requests and not self._closed:
+                    self._work.wait(_IDLE_SECONDS)
+                if not self._requests:
+                    self._thread = None
+                    return
+                self._sweep()
+                turn = self._scheduler.turn()
+            if not turn.idle:
+                self._do(turn)
+                self.last_step_at = time.monotonic()
 
-    def _domain_score(self, prompt: Prompt, pixels: torch.Tensor, grids: torch.Tensor) -> float | None:
-        """Score of the image that is farthest from the training images."""
-        if self.domain is None or prompt.image_features is None:
-            return None
-        cfg = self.loaded.image_config
-        sizes: list[int] = grids.prod(dim=-1).tolist()
-        towers = torch.split_with_sizes(prompt.image_features, [size // cfg.merge_size**2 for size in sizes])
-        return max(
-            self.domain.score(describe_image(tower, values, cfg))
-            for tower, values in zip(towers, torch.split_with_sizes(pixels, sizes), strict=True)
-        )
-
-    def _report(self, blocks: list[Block], prompt_tokens: int, score: float | None, clock: _Clock) -> Report:
-        """Text, sections, flags and figures from the decoded blocks."""
-        from echo_model.data.findings import extract_findings
-
-        loaded = self.loaded
-        ids = [token for block in blocks for token in block.token_ids]
-        confidences = [value for block in blocks for value in block.confidences]
-        text: str = loaded.tokenizer.decode(ids)
-        sections = parse_sections(text)
-        sentences = self._sentences(text, sections, ids, confidences)
-        flags = list(sections.errors)
-        if not blocks[-1].ended:
-            flags.append(guards.TRUNCATED)
-        if score is not None and score > 1.0:
-            flags.append(guards.OUT_OF_DOMAIN)
-        flags += [flag for sentence in sentences for flag in sentence.flags]
-        stats = Stats(
-            prompt_tokens=prompt_tokens,
-            tokens=len(ids),
-            blocks=len(blocks),
-            forward_passes=sum(block.forward_passes for block in blocks),
-            queue_seconds=clock.spent["queue"],
-            preprocess_seconds=clock.spent["preprocess"],
-            prefill_seconds=clock.spent["prefill"],
-            decode_seconds=clock.spent["decode"],
-            total_seconds=time.monotonic() - clock.started,
-        )
-        return Report(
-            text=text.strip(),
-            findings=sections.findings,
-            impression=sections.impression,
-            sentences=sentences,
-            token_ids=tuple(ids),
-            confidences=tuple(confidences),
-            flags=tuple(dict.fromkeys(flags)),
-            structured_findings=extract_findings(f"{sections.findings} {sections.impression}".strip()),
-            domain_score=score,
-            model_id=loaded.model_id,
-            revision=loaded.revision,
-            stats=stats,
-        )
-
-    def _sentences(
-        self, text: str, sections: Sections, ids: list[int], confidences: list[float]
-    ) -> tuple[Sentence, ...]:
-        """The sentences of both sections with their confidence and flags."""
-        spans = guards.token_spans(self.loaded.tokenizer, ids)
-        sentences: list[Sentence] = []
-        sides: tuple[tuple[SectionName, Span], ...] = (
-            ("findings", sections.findings_span),
-            ("impression", sections.impression_span),
-        )
-        for name, within in sides:
-            found = sentence_spans(text, *within)
-            repeated = guards.repeated_sentences([text[slice(*span)] for span in found])
-            for span, again in zip(found, repeated, strict=True):
-                words = text[slice(*span)]
-                mean, lowest = guards.confidence_of(span, spans, confidences)
-                flags = list(guards.garble_flags(words))
-                if again and guards.LOOP not in flags:
-                    flags.append(guards.LOOP)
-                if mean < LOW_CONFIDENCE_BELOW:
-                    flags.append(guards.LOW_CONFIDENCE)
-                sentences.append(Sentence(words, name, mean, lowest, tuple(flags)))
-        return tuple(sentences)
-
-
-class _Clock:
-    """Deadline and time spent by kind."""
-
-    def __init__(self, timeout: float | None) -> None:
-        self.started = self._mark = time.monotonic()
-        self.deadline = None if timeout is None else self.started + timeout
-        self.spent = {"queue": 0.0, "preprocess": 0.0, "prefill": 0.0, "decode": 0.0}
-
-    def lap(self, kind: str) -> None:
-        """Book the time since the last lap."""
+    def _sweep(self) -> None:
+        """End what is closed, cancelled or late. The lock is held."""
         now = time.monotonic()
-        self.spent[kind] += now - self._mark
-        self._mark = now
+        late = set(self._scheduler.expired(now))
+        for ticket, request in list(self._requests.items()):
+            if self._closed:
+                self._end(request, EngineClosed("the engine is closed"))
+            elif request.cancelled:
+                self._end(request, None)
+            elif ticket in late:
+                waited = "waiting for the model" if ticket.slot is None else "writing the report"
+                self._end(request, DeadlineExceeded(f"the time allowed for this report was spent {waited}"))
 
-    def remaining(self) -> float:
-        """Seconds left, -1 for no limit. Raises DeadlineExceeded when none are."""
-        if self.deadline is None:
-            return -1.0
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise DeadlineExceeded("the time allowed for this report is over")
-        return left
+    def _end(self, request: Request, error: BaseException | None) -> None:
+        """Take a request out and tell its caller: an error, or None for one that was cancelled. The lock is held."""
+        slot = request.ticket.slot
+        self._requests.pop(request.ticket)
+        self._scheduler.leave(request.ticket)
+        if slot is not None and request.in_slot and self._decoder is not None:
+            self._decoder.release(slot)
+        self._totals.ended(error)
+        request.future.fail(error)
+
+    def _do(self, turn: Turn) -> None:
+        """One turn's work. What fails for one request fails that request only."""
+        if turn.layout is not None:
+            self._make_slots(turn)
+        for ticket in turn.admit:
+            if ticket in self._requests:
+                self._requests[ticket].lap("queue")
+        for ticket, rows in turn.prefill:
+            request = self._requests.get(ticket)
+            if request is None:
+                continue
+            try:
+                self._prefill(request, rows)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is this request's
+                with self._lock:
+                    self._end(request, _explained(error))
+        decoder = self._decoder
+        if decoder is None or not any(ticket in self._requests for ticket in turn.decode):
+            return
+        try:
+            finished = decoder.step()
+        except Exception as error:  # noqa: BLE001 - the others go on where they can
+            self._step_failed(error)
+            return
+        self._totals.step(sum(ticket in self._requests for ticket in turn.decode))
+        by_slot = {ticket.slot: request for ticket, request in self._requests.items() if ticket.slot is not None}
+        for slot, block in finished:
+            request = by_slot[slot]
+            request.take(block)
+            if block.last:
+                self._deliver(request)
+
+    def _make_slots(self, turn: Turn) -> None:
+        """New slots for the turn's layout; those that cannot have them fail."""
+        assert turn.layout is not None
+        self._decoder = None  # its memory goes before the new one's comes
+        try:
+            self._decoder = SlotDecoder(
+                self._text,
+                slots=self._scheduler.slots,
+                capacity=turn.layout.tokens,
+                block_length=turn.layout.block_length,
+                mask_token_id=self.loaded.mask_token_id,
+                fused=turn.layout.fused,
+            )
+        except Exception as error:  # noqa: BLE001 - told to those who asked for it
+            with self._lock:
+                self._scheduler.layout = None
+                for ticket in turn.admit:
+                    self._end(self._requests[ticket], _explained(error))
+
+    def _prefill(self, request: Request, rows: int) -> None:
+        assert self._decoder is not None
+        assert request.ticket.slot is not None
+        if not request.in_slot:
+            loaded = self.loaded
+            pixels = request.pixels.to(loaded.device)
+            (prompt,) = prepare_prompts(loaded.model, [request.ids], pixels, request.grids)
+            request.domain_score = domain_score(self.domain, loaded, prompt, pixels, request.grids)
+            self._decoder.admit(request.ticket.slot, prompt, request.rules)
+            request.in_slot = True
+        self._decoder.prefill(request.ticket.slot, None if request.ticket.decoding else rows)
+        if request.ticket.decoding:
+            request.lap("prefill")
+
+    def _step_failed(self, error: Exception) -> None:
+        """A step for all has failed. Short of memory, the newest request goes and the others try again."""
+        with self._lock:
+            inside = [request for ticket, request in self._requests.items() if ticket.slot is not None]
+            if isinstance(_explained(error), OutOfMemory) and len(inside) > 1:
+                inside = inside[-1:]
+            for request in inside:
+                self._end(request, _explained(error))
+
+    def _deliver(self, request: Request) -> None:
+        """Hand a finished report over; its text is taken apart in the caller's thread."""
+        request.lap("decode")
+        blocks, score = tuple(request.blocks), request.domain_score
+        stats = Stats(
+            prompt_tokens=request.ids.shape[0],
+            tokens=sum(len(block.token_ids) for block in blocks),
+            blocks=len(blocks),
+            forward_passes=request.forward_passes,
+            gated_blocks=sum(block.gated for block in blocks),
+            queue_seconds=request.spent["queue"],
+            preprocess_seconds=request.spent["preprocess"],
+            prefill_seconds=request.spent["prefill"],
+            decode_seconds=request.spent["decode"],
+            total_seconds=time.monotonic() - request.begun,
+        )
+        with self._lock:
+            assert self._decoder is not None
+            assert request.ticket.slot is not None
+            self._decoder.release(request.ticket.slot)
+            self._requests.pop(request.ticket)
+            self._scheduler.leave(request.ticket)
+            self._totals.finished(stats)
+        request.future.finish(lambda: assemble(self.loaded, blocks, score, stats))
 
 
-class _Held:
-    """A slot or the model, held for a while; the wait counts as queueing and ends at the deadline."""
-
-    def __init__(self, engine: ReportEngine, lock: Any, clock: _Clock) -> None:
-        self._engine, self._lock, self._clock = engine, lock, clock
-
-    def __enter__(self) -> None:
-        left = self._clock.remaining()
-        got = self._lock.acquire() if left < 0 else self._lock.acquire(timeout=left)
-        if not got:
-            raise DeadlineExceeded("the time allowed for this report was spent waiting for the model")
-        if self._engine._closed:
-            self._lock.release()
-            raise EngineClosed("the engine is closed")
-        self._clock.lap("queue")
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+def _explained(error: Exception) -> Exception:
+    """Out of memory under a name of its own, on every device; anything else as an EngineError."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error):
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return OutOfMemory(f"not enough memory for this request: {error}")
+    if isinstance(error, (SettingsError, ImageError)):
+        return error
+    told = EngineError(f"the model failed: {type(error).__name__}: {error}")
+    told.__cause__ = error
+    return told

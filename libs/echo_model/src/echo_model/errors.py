@@ -36,3 +36,11 @@ class DeadlineExceeded(EchoModelError):
 
 class EngineClosed(EchoModelError):
     """The engine was closed; no request is accepted any more."""
+
+
+class EngineError(EchoModelError):
+    """The model failed on this request for a reason of its own; the cause is attached."""
+
+
+class OutOfMemory(EngineError):
+    """There was not enough memory for this request; others go on."""

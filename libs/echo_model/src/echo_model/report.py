@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from echo_model.prompt import SectionName
@@ -24,13 +24,15 @@ class Sentence:
 class Stats:
     """Cost of one report. Times in seconds; `forward_passes` counts decoding passes without the prompt's.
 
-    `queue_seconds` is time spent waiting for a slot and for other requests' steps.
+    `gated_blocks`: how many of the `blocks` the gate gave one step more. `queue_seconds` is time spent waiting for a
+    slot. The other times are those on the clock: passes are shared with the requests decoded together.
     """
 
     prompt_tokens: int
     tokens: int
     blocks: int
     forward_passes: int
+    gated_blocks: int
     queue_seconds: float
     preprocess_seconds: float
     prefill_seconds: float
@@ -43,9 +45,69 @@ class Stats:
         return self.tokens / self.forward_passes
 
     @property
+    def gated_fraction(self) -> float:
+        """Share of the blocks that the gate gave one step more."""
+        return self.gated_blocks / self.blocks
+
+    @property
     def tokens_per_second(self) -> float:
         """Tokens kept for each second of decoding."""
         return self.tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+
+@dataclass
+class EngineStats:
+    """Totals of an engine. `passes` counts decoding passes, `rows` the requests that took part in them."""
+
+    slots: int
+    passes: int = 0
+    rows: int = 0
+    reports: int = 0
+    tokens: int = 0
+    blocks: int = 0
+    gated_blocks: int = 0
+    report_passes: int = 0
+    queue_seconds: float = 0.0
+    ends: dict[str, int] = field(default_factory=dict)
+    """How many requests ended otherwise: `cancelled`, or the name of the error."""
+
+    @property
+    def occupancy(self) -> float:
+        """Share of the slots that was in use, on average over the decoding passes."""
+        return self.rows / (self.passes * self.slots) if self.passes else 0.0
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Tokens kept for each pass of a request."""
+        return self.tokens / self.report_passes if self.report_passes else 0.0
+
+    @property
+    def gated_fraction(self) -> float:
+        """Share of the blocks that the gate gave one step more."""
+        return self.gated_blocks / self.blocks if self.blocks else 0.0
+
+    def copy(self) -> EngineStats:
+        """As it is now."""
+        return replace(self, ends=dict(self.ends))
+
+    def step(self, rows: int) -> None:
+        """A pass with that many requests was made."""
+        self.passes += 1
+        self.rows += rows
+
+    def finished(self, stats: Stats) -> None:
+        """A report was finished."""
+        self.reports += 1
+        self.tokens += stats.tokens
+        self.blocks += stats.blocks
+        self.gated_blocks += stats.gated_blocks
+        self.report_passes += stats.forward_passes
+        self.queue_seconds += stats.queue_seconds
+
+    def ended(self, error: BaseException | None) -> None:
+        """A request ended without a report."""
+        name = "cancelled" if error is None else type(error).__name__
+        self.ends[name] = self.ends.get(name, 0) + 1
 
 
 @dataclass(frozen=True)
@@ -96,5 +158,6 @@ class Report:
             | {
                 "tokens_per_forward": self.stats.tokens_per_forward,
                 "tokens_per_second": self.stats.tokens_per_second,
+                "gated_fraction": self.stats.gated_fraction,
             },
         }

@@ -1,0 +1,87 @@
+"""From decoded tokens to a report: text, sections, sentences with confidence and flags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from echo_model import guards
+from echo_model.domain_score import DomainModel, describe_image
+from echo_model.model import LoadedModel
+from echo_model.prompt import SectionName, Sections, Span, parse_sections, sentence_spans
+from echo_model.report import Report, Sentence, Stats
+from echo_model.slots import Block, Prompt
+
+LOW_CONFIDENCE_BELOW = 0.6
+
+
+def assemble(loaded: LoadedModel, blocks: Sequence[Block], domain_score: float | None, stats: Stats) -> Report:
+    """Text, sections, flags and figures from the decoded blocks."""
+    from echo_model.data.findings import extract_findings
+
+    ids = [token for block in blocks for token in block.token_ids]
+    confidences = [value for block in blocks for value in block.confidences]
+    text: str = loaded.tokenizer.decode(ids)
+    sections = parse_sections(text)
+    sentences = _sentences(loaded, text, sections, ids, confidences)
+    flags = list(sections.errors)
+    if not blocks[-1].ended:
+        flags.append(guards.TRUNCATED)
+    if domain_score is not None and domain_score > 1.0:
+        flags.append(guards.OUT_OF_DOMAIN)
+    flags += [flag for sentence in sentences for flag in sentence.flags]
+    return Report(
+        text=text.strip(),
+        findings=sections.findings,
+        impression=sections.impression,
+        sentences=sentences,
+        token_ids=tuple(ids),
+        confidences=tuple(confidences),
+        flags=tuple(dict.fromkeys(flags)),
+        structured_findings=extract_findings(f"{sections.findings} {sections.impression}".strip()),
+        domain_score=domain_score,
+        model_id=loaded.model_id,
+        revision=loaded.revision,
+        stats=stats,
+    )
+
+
+def domain_score(
+    domain: DomainModel | None, loaded: LoadedModel, prompt: Prompt, pixels: torch.Tensor, grids: torch.Tensor
+) -> float | None:
+    """Score of the image that is farthest from the training images."""
+    if domain is None or prompt.image_features is None:
+        return None
+    cfg = loaded.image_config
+    sizes: list[int] = grids.prod(dim=-1).tolist()
+    towers = torch.split_with_sizes(prompt.image_features, [size // cfg.merge_size**2 for size in sizes])
+    return max(
+        domain.score(describe_image(tower, values, cfg))
+        for tower, values in zip(towers, torch.split_with_sizes(pixels, sizes), strict=True)
+    )
+
+
+def _sentences(
+    loaded: LoadedModel, text: str, sections: Sections, ids: list[int], confidences: list[float]
+) -> tuple[Sentence, ...]:
+    """The sentences of both sections with their confidence and flags."""
+    spans = guards.token_spans(loaded.tokenizer, ids)
+    sentences: list[Sentence] = []
+    sides: tuple[tuple[SectionName, Span], ...] = (
+        ("findings", sections.findings_span),
+        ("impression", sections.impression_span),
+    )
+    for name, within in sides:
+        found = sentence_spans(text, *within)
+        repeated = guards.repeated_sentences([text[slice(*span)] for span in found])
+        for span, again in zip(found, repeated, strict=True):
+            words = text[slice(*span)]
+            mean, lowest = guards.confidence_of(span, spans, confidences)
+            flags = list(guards.garble_flags(words))
+            if again and guards.LOOP not in flags:
+                flags.append(guards.LOOP)
+            if mean < LOW_CONFIDENCE_BELOW:
+                flags.append(guards.LOW_CONFIDENCE)
+            sentences.append(Sentence(words, name, mean, lowest, tuple(flags)))
+    return tuple(sentences)
