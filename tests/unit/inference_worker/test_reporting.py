@@ -53,10 +53,11 @@ class World:
         self.published: list[Event] = []
         self.bus_away_for = 0
         self.model: Callable[[Sequence[GreyImage], float], Draft] = lambda images, timeout: DRAFT
+        self.frontal = True
         self.ended: list[int] = []
         self.watchdog = Watchdog(180, lambda: 0.0, self.clock, self.ended.append)
         self.reporter = Reporter(
-            self.store, self, self, self, self.clock, Gate(), self.watchdog,
+            self.store, self, self, lambda image: self.frontal, self, self.clock, Gate(), self.watchdog,
             worker="w", deadline_s=120, max_object_bytes=2**20, wait=self.clock.advance,
         )  # fmt: skip
 
@@ -82,7 +83,7 @@ class World:
     def stalled_s(self) -> float:
         return 0.0
 
-    def task(self, content: bytes = b"image", **image: Any) -> Event:
+    def task(self, content: bytes = b"image", request: dict[str, Any] | None = None, **image: Any) -> Event:
         self.store.put_bytes(content, "objects/a")
         reference = {
             "sop_instance_uid": "1.2",
@@ -97,6 +98,7 @@ class World:
             "priority": "routine",
             "deadline_at": "2026-01-01T00:10:00Z",
             "images": [reference | image],
+            **(request or {}),
         }
         manifest = study_event(REPORT_REQUESTED, "/dispatcher", "1.2.3", 1, self.clock.now(), data)
         self.store.put_bytes(manifest.to_bytes(), REF)
@@ -125,6 +127,32 @@ def test_a_draft_is_told_with_all_that_belongs_to_it(world: World) -> None:
     assert [sentence["confidence"] for sentence in data["sentences"]] == [0.8, 1.0]
     (finding,) = data["structured_findings"]
     assert (finding["laterality"], finding["confidence"]) == ("left", 0.8)
+
+
+@pytest.mark.parametrize("doubt", ["body_part_unknown", "view_unknown", "conflicting_body_part"])
+def test_where_the_headers_were_in_doubt_the_picture_has_to_look_right(world: World, doubt: str) -> None:
+    world.frontal = False
+    world.task(request={"assumed": [doubt]})
+    assert world.run() == "failed"
+    failed = world.published[-1].data
+    assert (failed["error_code"], failed["retryable"]) == ("not_a_frontal_chest", False)
+    world.task(request={"assumed": ["age_unknown"]})
+    assert world.run() == "generated", "the picture is not asked about anything else"
+    world.task(request={"assumed": []})
+    assert world.run() == "generated", "nor where a person or the headers have said what it is"
+    world.frontal = True
+    world.task(request={"assumed": [doubt]})
+    assert world.run() == "generated"
+
+
+def test_a_job_pinned_to_another_model_version_is_not_done_by_this_one(world: World) -> None:
+    world.task(request={"model_version": "2"})
+    assert world.run() == "failed"
+    failed = world.published[-1].data
+    assert (failed["error_code"], failed["retryable"]) == ("wrong_model_version", True)
+    for version in ("1", "default"):
+        world.task(request={"model_version": version})
+        assert world.run() == "generated"
 
 
 def test_a_withdrawn_task_does_nothing(world: World) -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 
 from inference_worker.adapters.celery_worker import CeleryWorker, end_now, make_app
+from inference_worker.adapters.frontal import looks_frontal
 from inference_worker.adapters.pixels import PydicomDecoder
 from inference_worker.gate import Gate
 from inference_worker.handlers import Reporter
@@ -65,6 +66,7 @@ def serve(settings: Settings, runner: ServiceRunner, model: ReportModel) -> int:
         store,
         producer,
         PydicomDecoder(settings.max_image_pixels, settings.max_object_bytes, settings.decode_parallel),
+        looks_frontal,
         model,
         clock,
         Gate(),

@@ -15,12 +15,19 @@ FAULTS: Mapping[str, str] = {
     "image_too_large": "An image of the study is larger than the limit allows.",
     "pixels_undecodable": "The pixel data of an image of the study cannot be decoded.",
     "image_unusable": "The model cannot use an image of the study: its shape is no radiograph's.",
+    "not_a_frontal_chest": (
+        "The headers do not say what the image shows, and it does not look like a frontal chest radiograph."
+    ),
+    "wrong_model_version": "The report was asked of a model version that this worker does not run.",
     "deadline_exceeded": "The report was not finished within the time allowed.",
     "internal_error": "The worker failed in an unexpected way.",
 }
 """Error codes of `imaging.report.failed` with the sentence a person reads."""
 
-_RETRYABLE = frozenset({"object_missing", "deadline_exceeded", "internal_error"})
+_RETRYABLE = frozenset({"object_missing", "wrong_model_version", "deadline_exceeded", "internal_error"})
+
+IN_DOUBT = frozenset({"body_part_unknown", "view_unknown", "conflicting_body_part"})
+"""What a request may take for granted and the picture has to show then."""
 
 NOTICES: Mapping[str, str] = {
     "out_of_domain": ("This image lies outside the domain the model was trained on; the draft must not be relied on."),

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from inference_worker.domain import Fault, Timings, generated_data
+from inference_worker.domain import IN_DOUBT, Fault, Timings, generated_data
 from inference_worker.gate import Gate
 from inference_worker.ports import GreyImage, PixelDecoder, ReportModel
 from inference_worker.watchdog import Watchdog
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SOURCE = "/inference_worker"
+ANY_VERSION = "default"
+"""The dispatcher's word for whatever model the workers run."""
 Outcome = Literal["generated", "failed", "withdrawn"]
 
 STUDIES = Counter("echo_worker_studies_total", "Tasks finished", ["outcome", "code"])
@@ -49,6 +51,7 @@ class Reporter:
         store: ObjectStore,
         producer: Producer,
         decoder: PixelDecoder,
+        looks_frontal: Callable[[GreyImage], bool],
         model: ReportModel,
         clock: Clock,
         gate: Gate,
@@ -62,6 +65,7 @@ class Reporter:
         self._store = store
         self._producer = producer
         self._decoder = decoder
+        self._looks_frontal = looks_frontal
         self._model = model
         self._clock = clock
         self._gate = gate
@@ -113,7 +117,11 @@ class Reporter:
 
     def _generate(self, request: Mapping[str, Any], queue_s: float, deadline: float) -> dict[str, Any]:
         begun = self._clock.monotonic()
+        if request.get("model_version", ANY_VERSION) not in (ANY_VERSION, self._model.model_version):
+            raise Fault("wrong_model_version")
         images = [self._patiently(lambda image=image: self._image(image), deadline) for image in request["images"]]  # type: ignore[misc]  # mypy does not infer lambdas with a default
+        if IN_DOUBT.intersection(request.get("assumed", ())) and not self._looks_frontal(images[0]):
+            raise Fault("not_a_frontal_chest")
         decoded = self._clock.monotonic()
         if decoded >= deadline:
             raise Fault("deadline_exceeded")
