@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from pathlib import Path
 from typing import Final
 
 import pytest
 
 from echo_model.data.findings import FINDINGS, extract_findings
+from unit.echo_model.report_tables import Labels, sentences
 
-SHORT: Final = {
-    "card": "cardiomegaly", "eff": "pleural_effusion", "ptx": "pneumothorax", "cons": "consolidation",
-    "edema": "pulmonary_edema", "nod": "nodule", "atel": "atelectasis", "rib": "rib_fracture", "pace": "pacemaker",
-    "ett": "endotracheal_tube", "line": "central_line",
-}  # fmt: skip
-STATES: Final = {"+": "present", "-": "absent", "?": "uncertain"}
-Labels = dict[str, tuple[str, str]]
-
-
-def _labels(codes: str) -> Labels:
-    labels: Labels = {}
-    for code in codes.split():
-        if code == "none":
-            continue
-        match = re.fullmatch(r"(\w+)([+?-])(left|right|both|)", code)
-        assert match, code
-        labels[SHORT[match[1]]] = (STATES[match[2]], match[3] or "none")
-    return labels
-
-
-def _table() -> list[tuple[str, Labels]]:
-    lines = Path(__file__).with_name("finding_sentences.tsv").read_text(encoding="utf-8").splitlines()
-    rows = [line.split("\t") for line in lines if line and not line.startswith("#")]
-    return [(text, _labels(codes)) for text, codes in rows]
-
-
-TABLE: Final = _table()
+TABLE: Final = sentences()
 
 
 @pytest.mark.parametrize(("text", "wanted"), TABLE, ids=[text[:60] for text, _ in TABLE])

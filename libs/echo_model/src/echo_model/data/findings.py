@@ -236,6 +236,8 @@ def _negated_before(before: str, rest: str) -> bool:
     if lexicon.NEW_STATEMENT.search(between):
         return False
     described = lexicon.NEW_DESCRIPTION.search(between)
+    if described and matches[-1][0].endswith(" of") and lexicon.SAME_LIST.fullmatch(described[0]):
+        return True  # "removal of the line and the tube"
     return described is None or bool(re.search(r"\b(?:or|nor)\b", between[described.start() :] + rest))
 
 

@@ -53,7 +53,7 @@ WORTH_READING: Final = re.compile(
 
 MENTIONS: Final[dict[str, re.Pattern[str]]] = {
     "cardiomegaly": re.compile(
-        r"\bcardiomegaly\b|\bcardiac enlargement\b"
+        r"\bcardiomegaly\b|\bheart (?:is|appears|remains) (?:\w+ )?large\b|\bcardiac enlargement\b"
         r"|\benlarge(?:d|ment)(?: of)?(?: the| a)? (?:heart|cardiac|cardio-?mediastinal|cardiopericardial)\b"
         rf"|\b(?:heart|(?:cardiac|cardio-?mediastinal|cardiopericardial) (?:silhouette|size|shadow|contour))\b:?"
         rf"(?:{_GAP}|\s+)(?:enlarged|increased|prominent in size)\b"
@@ -97,7 +97,8 @@ MENTIONS: Final[dict[str, re.Pattern[str]]] = {
     ),
     "central_line": re.compile(
         r"\bcentral (?:venous )?(?:lines?|catheters?|access)\b|\bcvcs?\b|\bpiccs?(?: lines?)?\b|\bport-?a-?cath\b"
-        r"|\b(?:chest )?port catheter\b|\bswan-?\s?ganz\b|\b(?:dialysis|hickman|permcath) catheters?\b"
+        r"|\bchest ports?\b|\bmediports?\b|\bport catheters?\b|\bswan-?\s?ganz\b|\b(?:dialysis|hickman"
+        r"|permcath) catheters?\b"
         r"|\b(?:jugular|subclavian|ij|femoral)(?: (?:central|venous|vein))* (?:lines?|catheters?)\b"
     ),
 }
@@ -200,6 +201,7 @@ LIST_GLUE: Final = re.compile(
     r"\s*(?:,|/|(?:,\s*)?\b(?:and|or|nor)(?: (?:the|an?|any|left|right|left-sided|right-sided|bilateral))*)\s*"
     r"(?:(?:acute|focal|large|sizable|sizeable|definite|significant|overt|new|pleural|discrete|displaced|frank)\s+)*"
 )
+SAME_LIST: Final = re.compile(r"and (?:the|left|right|both)")
 NEGATED_AFTER: Final = re.compile(
     r"(?:\s+[\w-]+){0,6}?\s+(?:is|are|was|were|has been|have been|be)?\s*"
     r"(?:not (?:seen|present|identified|visible|visuali[sz]ed|evident|demonstrated|detected|noted"
@@ -251,10 +253,13 @@ STATEMENT_AGAIN: Final = re.compile(
 LEFT: Final = re.compile(r"\bleft(?:-sided)?\b|\b(?:lul|lll)\b|\blingula\w*|\blt\b")
 RIGHT: Final = re.compile(r"\bright(?:-sided)?\b|\b(?:rul|rml|rll)\b|\bmiddle lobe\b|\brt\b")
 BOTH: Final = re.compile(
-    r"\bbilateral(?:ly)?\b|\bboth\b|\bbibas(?:al|ilar)\b|\bbiapical\b|\bon either side\b|\b(?:each|neither) lung\b"
-    r"|\b(?:left|right)(?:-sided)? (?:is )?(?:greater|larger|more|worse|bigger|smaller"
-    r"|less)(?: \w+)? than (?:the )?(?:left|right)\b"
-    r"|\b(?:left|right) ?> ?(?:left|right)\b|\bb/l\b"
+    r"\bbilateral(?:ly)?\b|\bboth\b|\bbibas(?:al|ilar)\b|\bbiapical\b|\bon either side\b|\b(?:each"
+    r"|neither) lung\b|\bb/l\b"
+)
+#: Both sides, compared.
+COMPARED: Final = re.compile(
+    r"\b(?:left|right)(?:-sided)? (?:is )?(?:greater|larger|more|worse|bigger|smaller|less)(?: \w+)? than (?:the )?"
+    r"(?:left|right)\b|\b(?:left|right) ?> ?(?:left|right)\b"
 )
 #: Places and movements whose names hold a side without telling the side of the finding.
 NOT_A_SIDE: Final = re.compile(

@@ -44,8 +44,9 @@ def side_of(low: str, hit: Hit, hits: list[Hit]) -> Side:
     ahead = sides_in(_own_part(between))
     behind_text = low[hit.end : end]
     if ahead != "none":
-        # "left and right effusions", but also "effusion, right greater than left"
-        return "both" if lexicon.BOTH.search(behind_text) and end == len(low) and "than" in behind_text else ahead
+        return ahead
+    if lexicon.COMPARED.match(behind_text.lstrip(" ,(")):
+        return "both"
     behind = sides_in(re.split(r",| and (?:an?)\b", behind_text)[0] if later else behind_text)
     if behind != "none":
         return behind
@@ -65,7 +66,7 @@ def sides_in(part: str) -> Side:
 
 def _plain(part: str) -> Side:
     left, right = bool(lexicon.LEFT.search(part)), bool(lexicon.RIGHT.search(part))
-    if lexicon.BOTH.search(part) or (left and right):
+    if (left and right) or lexicon.BOTH.search(part):
         return "both"
     return "left" if left else "right" if right else "none"
 
