@@ -153,15 +153,18 @@ def decode_bytes(text: Any, load: Load) -> int:
 
 
 def _layer_bytes(text: Any, load: Load, rows: int, seen: int, *, kept: int) -> int:
-    """A decoder layer inside its feed-forward part.
+    """A decoder layer inside its feed-forward part, or, where that is narrow, while heads are rotated.
 
-    `kept` hidden states a row (before the layer, behind its attention, normalised, ...), what the attention gave (a),
-    query, keys and values (a + 2 k), and the gate and its activation, the other half and their product (4 I); for every
-    pair of a row and one it sees (`seen`) the mask, once as it is and once for each query head of a group.
+    Both hold the heads (w = a + 2 k a row), cosine and sine for each (2 w), and for every pair of a row and one it sees
+    (`seen`) the mask, once as it is and once for each query head of a group. The feed-forward part adds `kept` hidden
+    states a row (before the layer, behind its attention, normalised, ...), what the attention gave (a), and the gate
+    and its activation, the other half and their product (4 I). Rotating adds `kept` - 2 states and three terms (3 w).
     """
     queries, keys, _ = _widths(text)
-    states = kept * int(text.hidden_size) + queries + queries + 2 * keys + 4 * int(text.intermediate_size)
-    return (rows * states + seen * (1 + queries // keys)) * load.item
+    hidden, heads = int(text.hidden_size), queries + 2 * keys
+    feeding = kept * hidden + queries + 4 * int(text.intermediate_size)
+    rotating = (kept - 2) * hidden + 3 * heads
+    return (rows * (3 * heads + max(feeding, rotating)) + seen * (1 + queries // keys)) * load.item
 
 
 def _widths(text: Any) -> tuple[int, int, int]:
