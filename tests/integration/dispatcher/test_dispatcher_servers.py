@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from dispatcher.domain.jobs import Limits
 from integration.inference_worker.rig import Rig, eventually
 from pipeline.database import Database
 from pipeline.events import REPORT_FAILED, REPORT_GENERATED, REPORT_REQUESTED, REPORT_STARTED
-from unit.dispatcher.studies import new_uid
+from unit.dispatcher.studies import NOW, completed, new_uid
+from unit.dispatcher.test_desk import Operated, buried, hear_letter
 from unit.dispatcher.test_dispatching import Dispatcher
 
 
@@ -37,6 +40,37 @@ def test_a_job_on_postgresql(postgres_url: str, tmp_path: Path) -> None:
         assert dispatcher.outstanding()["queues"]["reports.routine"]["oldest_age_s"] == 7.0
         dispatcher.answer(REPORT_GENERATED, dispatcher.job(other))
         assert dispatcher.outstanding()["outstanding"] == 0
+
+
+@pytest.mark.needs("postgres")
+def test_what_people_decide_on_postgresql(postgres_url: str, tmp_path: Path) -> None:
+    limits = Limits(site_interval=timedelta(seconds=10))
+    with closing(Database(postgres_url)) as database:
+        dispatcher = Operated(database, tmp_path, limits)
+        uid = new_uid()
+        dispatcher.unclear(uid)
+        assert [held["study_instance_uid"] for held in dispatcher.desk.held()] == [uid]
+        dispatcher.desk.release(uid)
+        assert dispatcher.desk.held() == []
+        second = dispatcher.study(new_uid())
+        assert (dispatcher.job(second).queued_at - NOW).total_seconds() == 10
+        dispatcher.desk.pause("maintenance")
+        dispatcher.desk.pause("again")
+        dispatcher.relay.relay_once()
+        assert dispatcher.broker.tasks == []
+        paused = dispatcher.desk.paused()
+        assert paused is not None
+        assert paused["reason"] == "maintenance"
+        dispatcher.desk.resume()
+        dispatcher.clock.advance(10)
+        assert dispatcher.relay.relay_once() == 2
+        dispatcher.answer(REPORT_FAILED, dispatcher.job(second), error_code="pixels_undecodable", retryable=False)
+        assert [job["job_id"] for job in dispatcher.desk.failed()] == [second]
+        dispatcher.desk.replay(second)
+        letter = buried(completed(new_uid()).to_bytes())
+        hear_letter(dispatcher, letter)
+        dispatcher.desk.replay_letter(letter.id)
+        assert dispatcher.desk.failed() == dispatcher.desk.letters() == []
 
 
 @pytest.mark.needs("redis")

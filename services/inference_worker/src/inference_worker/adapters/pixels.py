@@ -102,7 +102,7 @@ class PydicomDecoder:
         if stated is not None:
             if stated[0] * stated[1] > self._max_pixels:
                 raise Fault("image_too_large")
-            if stated[:2] != (rows, columns):
+            if stated != (rows, columns, samples):
                 raise Fault("pixels_undecodable")
         if syntax == RLELossless and len(frame) > 64 + 2 * rows * columns * samples * (
             _count(ds, "BitsAllocated") // 8
