@@ -64,7 +64,8 @@ chaos: setup  ## kill parts of the cluster mode at random under load: make chaos
 	$(BIN)/python benchmarks/chaos.py --minutes $(or $(MINUTES),3)
 
 demo-model: setup  ## train the demo checkpoint again (hours, resumable)
-	$(BIN)/python -m echo_model.training.demo --work .training --out libs/echo_model/src/echo_model/checkpoints/demo
+	$(BIN)/python -m echo_model.training.demo --work .training --out .training/checkpoint
+	@echo "Look at .training/checkpoint/MODEL_CARD.md; copy the folder over libs/echo_model/src/echo_model/checkpoints/demo to ship it."
 
 clean:  ## remove the virtual environment and everything made by the targets
 	rm -rf $(VENV) build .demo .training

@@ -12,7 +12,7 @@ from echo_model.evaluation import score_reports
 from echo_model.evaluation.phantoms import HELD_OUT_SEED
 from echo_model.prompt import build_prompt, parse_sections
 from echo_model.training.checkpoint import generation_settings
-from echo_model.training.demo import Plan
+from echo_model.training.demo_plan import Plan
 from echo_model.training.shape import VISUAL_TOKENS
 
 FOLDER = demo_checkpoint_path()

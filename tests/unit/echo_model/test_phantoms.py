@@ -5,27 +5,34 @@ import hashlib
 import numpy as np
 import pytest
 
-from echo_model.data.findings import extract_findings
 from echo_model.data.labels import BILATERAL, DENSE_LABELS, FINDINGS, SIDED, Finding
 from echo_model.data.phantoms import NATIVE_SIZE, PREVALENCE, draw_findings, generate_phantom, stream
-from echo_model.data.wording import CONCLUSIONS, STATEMENTS, write_report
 
 NOTHING = {name: Finding(present=False) for name in FINDINGS}
 
 
-def digest(seed: int, index: int) -> str:
+def pixel_digest(seed: int, index: int) -> str:
+    return hashlib.sha256(generate_phantom(seed, index).image.tobytes()).hexdigest()[:16]
+
+
+def text_digest(seed: int, index: int) -> str:
     phantom = generate_phantom(seed, index)
-    return hashlib.sha256(phantom.image.tobytes() + phantom.report.encode() + phantom.raw_report.encode()).hexdigest()
+    labels = "".join(f"{name}{f}" for name, f in phantom.findings.items())
+    return hashlib.sha256((labels + phantom.report + phantom.raw_report).encode()).hexdigest()[:16]
 
 
-# Pixels and texts of a series must never change without a word: checkpoints and figures are tied to them.
-@pytest.mark.parametrize(("seed", "index", "known"), [(1, 3, "e2f9d114a5d8c330"), (2, 10, "2540fa46f03e8046")])
-def test_a_phantom_is_the_same_on_every_machine(seed: int, index: int, known: str) -> None:
-    assert digest(seed, index)[:16] == known
+# Pixels of a series must never change: vision towers and figures are tied to them. Texts only with a word in CHANGELOG.
+@pytest.mark.parametrize(
+    ("seed", "index", "pixels", "texts"),
+    [(1, 3, "b1dded09dbd1dba6", "a687aaac1abacd92"), (2, 10, "2cf2b6f399f22fbe", "1d972e3798fbaa17")],
+)
+def test_a_phantom_is_the_same_on_every_machine(seed: int, index: int, pixels: str, texts: str) -> None:
+    assert pixel_digest(seed, index) == pixels
+    assert text_digest(seed, index) == texts
 
 
 def test_phantoms_differ_by_seed_and_index() -> None:
-    assert len({digest(1, 0), digest(1, 1), digest(2, 0)}) == 3
+    assert len({pixel_digest(1, 0), pixel_digest(1, 1), pixel_digest(2, 0)}) == 3
 
 
 def test_image_form() -> None:
@@ -105,49 +112,3 @@ def test_drawn_findings_obey_the_rules() -> None:
             assert finding.side != "both" or name in BILATERAL
     for name, count in seen.items():
         assert count / 2000 == pytest.approx(PREVALENCE[name] * 0.88, abs=0.03)
-
-
-def test_reports_say_what_the_labels_say() -> None:
-    """Both texts of 300 phantoms, read back by the extractor: findings, sides, and in the normalised one denials."""
-    for index in range(300):
-        findings = draw_findings(stream(6, index, 0))
-        report = write_report(stream(6, index, 2), findings)
-        normalised, raw = extract_findings(report.text), extract_findings(report.raw)
-        for name, truth in findings.items():
-            for read in (normalised, raw):
-                said = name in read and read[name].state == "present"
-                assert said == truth.present, (index, name, report)
-                assert not said or read[name].side == truth.side, (index, name, report)
-            assert truth.present or name not in normalised or normalised[name].state == "absent"
-
-
-def test_report_structure_and_order() -> None:
-    everything = {name: Finding(True, "left" if name in SIDED else "none", "upper", "small") for name in FINDINGS}
-    text = write_report(stream(1, 1, 2), everything).text
-    body, impression = text.removeprefix("Findings: ").split(" Impression: ")
-    order = ["thora", "mediastin", "consolidation", "nodule", "atelecta", "edema", "pneumothorax", "hila ", "effusion"]
-    order += ["rib", "endotracheal", "central", "pacemaker"]
-    places = [body.lower().replace("chest wall is", "thorax").find(word) for word in order]
-    assert -1 not in places
-    assert places == sorted(places)
-    assert impression.startswith("Cardiomegaly.")
-
-
-def test_spans_cover_whole_statements() -> None:
-    report = generate_phantom(1, 4).wording
-    for start, end in report.spans:
-        part = report.text[start:end]
-        assert part.startswith(" ")
-        assert part.endswith(".")
-
-
-def test_wordings_are_drawn_unevenly() -> None:
-    first = sum("The thorax is symmetric." in write_report(stream(8, i, 2), NOTHING).text for i in range(1000))
-    assert 640 < first < 760
-
-
-def test_every_statement_has_three_wordings_and_one_sentence() -> None:
-    for key, wordings in STATEMENTS.items():
-        assert len(wordings) == 3, key
-        assert all(w.count(".") == 1 and w.endswith(".") for w in wordings), key
-    assert set(CONCLUSIONS) <= set(FINDINGS)

@@ -22,17 +22,9 @@ from echo_model.training.checkpoint import write_checkpoint
 from echo_model.training.commands import train
 from echo_model.training.config import STAGES, StageName, TrainConfig, TrainConfigError, read_config
 from echo_model.training.corpus import Corpus, training_report
-from echo_model.training.dcd import (
-    Trajectories,
-    dcd_loss,
-    divergence,
-    log_probabilities,
-    loops,
-    roll_out,
-    student_states,
-    usable,
-)
+from echo_model.training.dcd import Distillation, dcd_loss, divergence, student_states
 from echo_model.training.rad import rad_mask
+from echo_model.training.rollout import Trajectories, log_probabilities, loops, roll_out, usable
 from echo_model.training.shape import QUESTION, TEXT_HIDDEN, VISUAL_TOKENS, Layout, demo_config, prompt_layout
 from echo_model.training.text_stages import TextData, embed, hidden_states, train_text
 from echo_model.training.texts import tokenise
@@ -215,7 +207,7 @@ def test_distillation_lowers_its_loss(tokenizer: Tokenizer, data: TextData) -> N
     optimizer = torch.optim.AdamW(student.model.language_model.parameters(), lr=1e-3)
     seen = []
     for _ in range(12):
-        loss, figures = dcd_loss(student, teacher, stand_in, [0, 1], BLOCK, tau=0.05, top_k=32)
+        loss, figures = dcd_loss(student, teacher, stand_in, [0, 1], BLOCK, Distillation(tau=0.05, top_k=32))
         assert figures["used"] > 0
         loss.backward()  # type: ignore[no-untyped-call]  # torch publishes no type for it
         optimizer.step()
@@ -228,7 +220,7 @@ def test_distillation_lowers_its_loss(tokenizer: Tokenizer, data: TextData) -> N
 def test_answers_that_cannot_be_used_give_no_gradient(tokenizer: Tokenizer, data: TextData) -> None:
     model = small_model(tokenizer, 2, spread=0.09)
     endless = TextData(data.features, data.reports, ending(data.layout, data.layout.mask))  # it is never chosen
-    loss, figures = dcd_loss(model, model, endless, [0], BLOCK, tau=0.05)
+    loss, figures = dcd_loss(model, model, endless, [0], BLOCK, Distillation(tau=0.05))
     loss.backward()  # type: ignore[no-untyped-call]  # torch publishes no type for it
     assert figures == {"used": 0.0}
     assert all(p.grad is None for p in model.parameters())
@@ -260,6 +252,9 @@ def toml(folder: Path, name: str = "train.toml", **keys: Any) -> Path:
         ("ar", {"samples": 1}, "'samples' must be at least the batch"),
         ("ar", {"tau": 0.5}, "'tau' has no meaning for the stage ar"),
         ("dcd", {"init": "x", "tau": 1.5}, "'tau' must lie between"),
+        ("dcd", {"init": "x", "canonical": 1.5}, "'canonical' must lie between"),
+        ("dcd", {"init": "x", "weighted": 1}, "'weighted' must be true or false"),
+        ("rad", {"init": "x", "ce_weight": 1.0}, "'ce_weight' has no meaning"),
         ("rad", {"init": "x", "block_length": 32}, "'block_length' must be at most 16"),
         ("ar", {"out": "."}, "'out'"),
         ("ar", {"init": 3}, "'init' must be a path"),

@@ -16,7 +16,7 @@ from echo_model.data.tokenizer import EOS, MASK, SPECIAL, save_tokenizer, specia
 from echo_model.images import preprocess
 from echo_model.prompt import build_prompt
 from echo_model.training.corpus import Corpus, dense_labels, image_labels, model_pixels, training_report
-from echo_model.training.demo import Plan
+from echo_model.training.demo_plan import Plan
 from echo_model.training.loop import run_stage
 from echo_model.training.optim import Muon, Optimizers, orthogonalise
 from echo_model.training.rad import rad_mask
@@ -81,7 +81,7 @@ def test_tokenizer_restores_every_text(tokenizer: Tokenizer) -> None:
 
 
 def test_tokenizer_is_small_and_has_every_special_token(tokenizer: Tokenizer) -> None:
-    assert 300 < tokenizer.get_vocab_size() < 1200
+    assert 300 < tokenizer.get_vocab_size() < 1850
     assert len(set(special_ids(tokenizer).values())) == len(SPECIAL)
     words = tokenizer.encode(training_report(1, 5).text).tokens
     assert len(words) < 110

@@ -20,7 +20,7 @@ IMAGE: Final = "<|image_pad|>"
 SPECIAL: Final = (PAD, "<|im_start|>", EOS, "<|vision_start|>", "<|vision_end|>", IMAGE, "<|video_pad|>", MASK)
 
 
-def train_tokenizer(reports: Iterable[str], question: str, vocab_size: int = 1200) -> Tokenizer:
+def train_tokenizer(reports: Iterable[str], question: str, vocab_size: int = 1800) -> Tokenizer:
     """Train on ``reports``; ``question`` becomes two entries, split at its second full stop (or kept whole)."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

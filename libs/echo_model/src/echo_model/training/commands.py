@@ -20,7 +20,7 @@ from echo_model.model import load_model
 from echo_model.training.checkpoint import generation_settings, write_checkpoint
 from echo_model.training.config import StageName, TrainConfig, TrainConfigError
 from echo_model.training.corpus import Corpus, training_report
-from echo_model.training.dcd import dcd_loss
+from echo_model.training.dcd import Distillation, dcd_loss
 from echo_model.training.features import Features
 from echo_model.training.shape import IMAGE_SIZE, QUESTION, TEXT_HIDDEN, new_model, prompt_layout
 from echo_model.training.text_stages import Loss, TextData, ar_loss, rad_loss, train_text
@@ -129,16 +129,16 @@ def _loss(stage: StageName, config: TrainConfig, model: Any, data: TextData) -> 
             model, data, rows, config.block_length, torch.Generator().manual_seed(config.seed * _NOISE + step)
         )
     teacher = copy.deepcopy(model).requires_grad_(False).eval()
-    return lambda rows, step: dcd_loss(
-        model,
-        teacher,
-        data,
-        rows,
-        config.block_length,
+    options = Distillation(
         tau=config.tau,
         top_k=config.top_k,
+        canonical=config.canonical or None,
+        weighted=config.weighted,
         eos_weight=config.eos_weight,
+        ce_weight=config.ce_weight,
+        reverse=config.reverse_kl,
     )
+    return lambda rows, step: dcd_loss(model, teacher, data, rows, config.block_length, options)
 
 
 def _finish(stage: StageName, config: TrainConfig, model: Any, tokenizer: Tokenizer, lexicon: Lexicon) -> None:

@@ -25,7 +25,8 @@ class TrainConfig:
     checkpoint to start from (the demo model's shape); only `ar` goes without one, and then trains a vision tower on
     `tower_samples` first. `seed`: series of phantoms, fresh weights and noise. `phantoms`: size of the corpus.
     `samples`: how many are learnt from, again and again. `decisive_weight` belongs to `ar`, `block_length` to `rad` and
-    `dcd`, `tau` (confidence at which the teacher fixes a token), `top_k` and `eos_weight` to `dcd`.
+    `dcd`. To `dcd` belong `tau` (confidence at which the teacher fixes a token), `top_k`, `eos_weight`, `ce_weight`,
+    `weighted` (weights by unmasking step), `reverse_kl` and `canonical` (0 leaves the canonical rule out).
     """
 
     work: Path
@@ -43,6 +44,10 @@ class TrainConfig:
     tau: float = 0.85
     top_k: int = 64
     eos_weight: float = 1.0
+    ce_weight: float = 0.0
+    canonical: float = 0.0
+    weighted: bool = True
+    reverse_kl: bool = False
 
 
 _LONGEST_BLOCK = 16
@@ -54,6 +59,10 @@ _OWN: dict[str, tuple[str, ...]] = {
     "tau": ("dcd",),
     "top_k": ("dcd",),
     "eos_weight": ("dcd",),
+    "ce_weight": ("dcd",),
+    "canonical": ("dcd",),
+    "weighted": ("dcd",),
+    "reverse_kl": ("dcd",),
 }
 
 
@@ -77,8 +86,9 @@ def read_config(file: Path, stage: StageName) -> TrainConfig:
     config = TrainConfig(**values)
     if config.samples < config.batch:
         raise TrainConfigError(f"{file}: key 'samples' must be at least the batch of {config.batch}")
-    if config.tau > 1:
-        raise TrainConfigError(f"{file}: key 'tau' must lie between 0 and 1, not {config.tau}")
+    for key, share in (("tau", config.tau), ("canonical", config.canonical)):
+        if share > 1:
+            raise TrainConfigError(f"{file}: key {key!r} must lie between 0 and 1, not {share}")
     if config.block_length > _LONGEST_BLOCK:
         # a longer block would reach from the answer back into the picture
         raise TrainConfigError(f"{file}: key 'block_length' must be at most {_LONGEST_BLOCK}")
@@ -93,13 +103,17 @@ def _path(file: Path, key: str, value: Any) -> Path:
     return file.parent / value
 
 
-def _number(file: Path, key: str, value: Any, default: Any) -> int | float:
+def _number(file: Path, key: str, value: Any, default: Any) -> int | float | bool:
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise TrainConfigError(f"{file}: key {key!r} must be true or false, not {value!r}")
+        return value
     whole = isinstance(default, int)
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         raise TrainConfigError(
             f"{file}: key {key!r} must be {'a whole number' if whole else 'a number'}, not {value!r}"
         )
-    least = 0 if key in {"seed", "eos_weight"} else 1 if whole else None
+    least = 0 if key in {"seed", "eos_weight", "ce_weight", "canonical"} else 1 if whole else None
     if value != value or value == float("inf") or (value <= 0 if least is None else value < least):
         raise TrainConfigError(f"{file}: key {key!r} must be {'positive' if least is None else f'at least {least}'}")
     return int(value) if whole else float(value)

@@ -1,9 +1,9 @@
 """Direct Conditional Distillation (DCD, ECHO, arXiv 2604.09450): stage 3, several denoising steps into one.
 
-The teacher, a model of stage 2, decodes on-policy. What it believed about each position at the step that fixed it,
-stitched together over a block, is a joint target that one step from full masks can be taught: the later a position was
-fixed, the more of its neighbours its distribution already knows. The student sees the RAD layout built with the
-teacher's own tokens, every token of the answer masked.
+The teacher, a model of stage 2, decodes on-policy (``rollout``). What it believed about each position at the step that
+fixed it, stitched together over a block, is a joint target that one step from full masks can be taught: the later a
+position was fixed, the more of its neighbours its distribution already knows. The student sees the RAD layout built
+with the teacher's own tokens, every token of the answer masked.
 """
 
 from __future__ import annotations
@@ -13,133 +13,29 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import DynamicCache
 
 from echo_model.training.rad import rad_mask
+from echo_model.training.rollout import Trajectories, log_probabilities, roll_out, usable
 from echo_model.training.shape import Layout
 from echo_model.training.text_stages import Loss, TextData, embed, hidden_states
 
-_LOOP_GRAM, _LOOP_TIMES = 6, 3
-
 
 @dataclass(frozen=True)
-class Trajectories:
-    """What a teacher decoded: B answers on the block grid, R positions each, prompt tail included.
+class Distillation:
+    """What the student is taught with; the defaults are the published method.
 
-    `ids` int64 (B, R): the teacher's tokens, the end token from the first one on. `step` int64 (B, R): the denoising
-    step of its block that fixed a position, from 1; 0 at the prompt's tail and after the first end token. `top_ids` and
-    `top_log` (B, R, k): its likeliest tokens there and their log-probabilities; what they leave over is the tail.
-    `open` bool (B, R): the answer with its end tokens up to the end of its last block. `ended` bool (B,).
+    `tau`: confidence at which the teacher fixes a token. `top_k`: tokens of its distributions that are kept.
+    `canonical`: see `rollout`. `weighted`: weights proportional to the unmasking step. `eos_weight`: cross-entropy on
+    the end tokens. `ce_weight`: cross-entropy on the teacher's tokens. `reverse`: KL(student || teacher) instead.
     """
 
-    ids: torch.Tensor
-    step: torch.Tensor
-    top_ids: torch.Tensor
-    top_log: torch.Tensor
-    open: torch.Tensor
-    ended: torch.Tensor
-
-    def chosen(self, rows: torch.Tensor) -> Trajectories:
-        """Only these rows (bool (B,))."""
-        return Trajectories(*(value[rows] for value in vars(self).values()))
-
-
-def log_probabilities(logits: torch.Tensor, mask_token_id: int) -> torch.Tensor:
-    """Log-softmax over all tokens but the mask token, which decoding never chooses."""
-    banned = torch.zeros(logits.shape[-1], dtype=torch.bool)
-    banned[mask_token_id] = True
-    return logits.float().masked_fill(banned, -torch.inf).log_softmax(dim=-1)
-
-
-@torch.no_grad()
-def roll_out(
-    teacher: Any, layout: Layout, features: torch.Tensor, block: int, *, tau: float, top_k: int, max_tokens: int
-) -> Trajectories:
-    """Let the teacher decode B answers to visual tokens (B, V, H), a block at a time, all rows in step.
-
-    A step fixes every masked position whose confidence is at least `tau`, or the single most confident one. Decoding
-    ends when every row has ended, or after the blocks that hold `max_tokens`.
-    """
-    rows, prefix = features.shape[0], layout.length // block * block
-    tail = layout.prompt[prefix:].expand(rows, -1)
-    prompt = embed(teacher, layout.prompt.expand(rows, -1), layout, features)
-    cache = DynamicCache(config=teacher.config.text_config)
-
-    def forward(embeds: torch.Tensor, first: int, visible: torch.Tensor) -> torch.Tensor:
-        states: torch.Tensor = teacher.model.language_model(
-            inputs_embeds=embeds,
-            position_ids=layout.positions[:, None, first : first + embeds.shape[1]].expand(-1, rows, -1),
-            attention_mask={"full_attention": visible[None, None]},
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        return states
-
-    if prefix:
-        forward(prompt[:, :prefix], 0, rad_mask(prefix, 0, block, copies=0))
-    words = teacher.model.language_model.embed_tokens
-    parts: list[tuple[torch.Tensor, ...]] = []
-    ended = torch.zeros(rows, dtype=torch.bool)
-    first = prefix
-    while not bool(ended.all()) and first + block <= prefix + -(-(tail.shape[1] + max_tokens) // block) * block:
-        fixed = tail.shape[1] if first == prefix else 0
-        ids = torch.full((rows, block), layout.mask)
-        ids[:, :fixed] = tail[:, :fixed]
-        step = torch.zeros(rows, block, dtype=torch.long)
-        top_ids = torch.zeros(rows, block, top_k, dtype=torch.long)
-        top_log = torch.zeros(rows, block, top_k)
-        visible = torch.ones(block, first + block, dtype=torch.bool)
-        masked = torch.zeros(rows, block, dtype=torch.bool)
-        masked[:, fixed:] = True
-        number = 0
-
-        def rows_of(tokens: torch.Tensor, fixed: int = fixed) -> torch.Tensor:
-            # the prompt's tail may hold places of the image, so its embeddings are taken from the prompt
-            return torch.cat([prompt[:, prefix : prefix + fixed], words(tokens[:, fixed:])], dim=1)
-
-        while bool(masked.any()):
-            number += 1
-            log = log_probabilities(teacher.lm_head(forward(rows_of(ids), first, visible)), layout.mask)
-            cache.crop(-block)
-            confidence, best = log.max(dim=-1)
-            confidence = confidence.masked_fill(~masked, -torch.inf)
-            most = functional.one_hot(confidence.argmax(dim=-1), block).bool()
-            sure = confidence.exp() >= tau
-            chosen = masked & torch.where(sure.any(dim=1, keepdim=True), sure, most)
-            likeliest = log.topk(top_k, dim=-1)
-            ids[chosen], step[chosen] = best[chosen], number
-            top_ids[chosen], top_log[chosen] = likeliest.indices[chosen], likeliest.values[chosen]
-            masked &= ~chosen
-        forward(rows_of(ids), first, visible)
-        answers = torch.arange(block) >= fixed
-        end = (ids == layout.eos) & answers
-        after = (end.long().cumsum(dim=1) - end.long()) > 0  # behind the first end token of this block
-        gone = ended[:, None]
-        open_ = answers & ~gone
-        parts.append(
-            (ids.masked_fill(after | gone, layout.eos), step.masked_fill(after | gone, 0), top_ids, top_log, open_)
-        )
-        ended = ended | end.any(dim=1)
-        first += block
-    ids, step, top_ids, top_log, open_ = (torch.cat(group, dim=1) for group in zip(*parts, strict=True))
-    return Trajectories(ids, step, top_ids, top_log, open_, ended)
-
-
-def loops(tokens: list[int]) -> bool:
-    """Whether some stretch of six tokens comes three times: a teacher that runs in circles teaches nothing."""
-    counts: dict[tuple[int, ...], int] = {}
-    for at in range(len(tokens) - _LOOP_GRAM + 1):
-        gram = tuple(tokens[at : at + _LOOP_GRAM])
-        counts[gram] = counts.get(gram, 0) + 1
-        if counts[gram] >= _LOOP_TIMES:
-            return True
-    return False
-
-
-def usable(paths: Trajectories) -> torch.Tensor:
-    """bool (B,): answers that came to an end and do not loop."""
-    looping = [loops(ids[step > 0].tolist()) for ids, step in zip(paths.ids, paths.step, strict=True)]
-    return paths.ended & ~torch.tensor(looping)
+    tau: float = 0.85
+    top_k: int = 64
+    canonical: float | None = None
+    weighted: bool = True
+    eos_weight: float = 1.0
+    ce_weight: float = 0.0
+    reverse: bool = False
 
 
 def divergence(top_ids: torch.Tensor, top_log: torch.Tensor, student_log: torch.Tensor) -> torch.Tensor:
@@ -154,6 +50,19 @@ def divergence(top_ids: torch.Tensor, top_log: torch.Tensor, student_log: torch.
     return inside + outside
 
 
+def reverse_divergence(top_ids: torch.Tensor, top_log: torch.Tensor, student_log: torch.Tensor) -> torch.Tensor:
+    """KL(student || teacher) over the same bins as `divergence`: (N, k), (N, V) -> (N,).
+
+    A bin that the teacher never chooses counts as one millionth, or one such choice would cost without bounds.
+    """
+    student_top = student_log.gather(-1, top_ids)
+    tail_log = student_log.scatter(-1, top_ids, -torch.inf).logsumexp(dim=-1)
+    left_log = (1 - top_log.exp().sum(dim=-1)).clamp_min(1e-6).log()
+    inside = student_top.exp() * (student_top - top_log.clamp_min(-13.8))
+    inside = torch.where(student_top > -torch.inf, inside, torch.zeros_like(inside)).sum(dim=-1)
+    return inside + tail_log.exp() * (tail_log - left_log)
+
+
 def student_states(model: Any, layout: Layout, features: torch.Tensor, paths: Trajectories, block: int) -> torch.Tensor:
     """The student's last hidden states (B, R, H) of one step from full masks, the teacher's tokens as clean blocks."""
     prefix, width = layout.length // block * block, paths.ids.shape[1]
@@ -165,41 +74,46 @@ def student_states(model: Any, layout: Layout, features: torch.Tensor, paths: Tr
     return hidden_states(model, embeds, positions, rad_mask(prefix, width, block, copies=1))[:, prefix + width :]
 
 
-def dcd_loss(
-    student: Any,
-    teacher: Any,
-    data: TextData,
-    rows: Any,
-    block: int,
-    *,
-    tau: float = 0.85,
-    top_k: int = 64,
-    eos_weight: float = 1.0,
+def distil_loss(
+    student: Any, layout: Layout, features: torch.Tensor, paths: Trajectories, block: int, options: Distillation
 ) -> Loss:
-    """Step-weighted KL to the teacher's stitched distributions, plus cross-entropy on the end tokens.
+    """Loss of the student on given answers, features (B, V, H): KL, end tokens and, if wanted, cross-entropy."""
+    states = student_states(student, layout, features, paths, block)
+    fixed, ends = paths.step > 0, paths.open & (paths.ids == layout.eos)
+    log = log_probabilities(student.lm_head(states[fixed]), layout.mask)
+    weights = paths.step[fixed].float() if options.weighted else torch.ones(len(log))
+    measure = reverse_divergence if options.reverse else divergence
+    apart = measure(paths.top_ids[fixed], paths.top_log[fixed], log)
+    kl = (apart * weights).sum() / weights.sum()
+    end_log = log_probabilities(student.lm_head(states[ends]), layout.mask)
+    end = -end_log[:, layout.eos].mean()
+    ce = functional.nll_loss(log, paths.ids[fixed])
+    agree = (log.detach().argmax(dim=-1) == paths.ids[fixed]).float().mean()
+    figures = {"kl": float(kl.detach()), "eos": float(end.detach()), "ce": float(ce.detach()), "agree": float(agree)}
+    figures["teacher_steps"] = float(paths.step[fixed].float().mean())
+    return kl + options.eos_weight * end + options.ce_weight * ce, figures
 
-    The weights are proportional to the unmasking step, with mean 1. Answers that loop or never end are left out.
-    """
+
+def dcd_loss(student: Any, teacher: Any, data: TextData, rows: Any, block: int, options: Distillation) -> Loss:
+    """Let the teacher decode and teach the student what came of it. Answers that loop or never end are left out."""
     layout = data.layout
     features = data.features.rows(rows)
     longest = layout.positions.shape[1] - layout.length - block
     max_tokens = min(longest, int(data.lengths.max()) + 2 * block)
-    vocabulary = student.config.text_config.vocab_size
-    paths = roll_out(teacher, layout, features, block, tau=tau, top_k=min(top_k, vocabulary - 1), max_tokens=max_tokens)
+    top_k = min(options.top_k, student.config.text_config.vocab_size - 1)
+    paths = roll_out(
+        teacher,
+        layout,
+        features,
+        block,
+        tau=options.tau,
+        top_k=top_k,
+        max_tokens=max_tokens,
+        canonical=options.canonical,
+    )
     use = usable(paths)
     figures = {"used": float(use.float().mean())}
     if not bool(use.any()):
         return torch.zeros((), requires_grad=True), figures
-    paths = paths.chosen(use)
-    states = student_states(student, layout, features[use], paths, block)
-    fixed, ends = paths.step > 0, paths.open & (paths.ids == layout.eos)
-    log = log_probabilities(student.lm_head(states[fixed]), layout.mask)
-    weights = paths.step[fixed].float()
-    apart = divergence(paths.top_ids[fixed], paths.top_log[fixed], log)
-    kl = (apart * weights).sum() / weights.sum()
-    end_log = log_probabilities(student.lm_head(states[ends]), layout.mask)
-    end = -end_log[:, layout.eos].mean()
-    agree = (log.detach().argmax(dim=-1) == paths.ids[fixed]).float().mean()
-    figures |= {"kl": float(kl.detach()), "eos": float(end.detach()), "agree": float(agree)}
-    figures["teacher_steps"] = float(paths.step[fixed].float().mean())
-    return kl + eos_weight * end, figures
+    loss, more = distil_loss(student, layout, features[use], paths.chosen(use), block, options)
+    return loss, figures | more

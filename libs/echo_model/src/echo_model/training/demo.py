@@ -1,65 +1,48 @@
 """Trains the demonstration model: ``python -m echo_model.training.demo --work DIR --out DIR``.
 
-Stages: vision tower as a classifier, autoregressive text, RAD (block diffusion). Each resumes in the work folder.
+Stages: vision tower as a classifier, autoregressive text, RAD (block diffusion), the teacher's reports by the canonical
+rule, DCD (one step a block). Each resumes in the work folder where it was stopped (SIGTERM or a kill at any time).
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import torch
+from tokenizers import Tokenizer
 
-from echo_model.data.tokenizer import train_tokenizer
 from echo_model.engine import ReportEngine
 from echo_model.evaluation import evaluate_phantoms
+from echo_model.evaluation.phantoms import HELD_OUT_SEED
 from echo_model.guards import LEXICON_FILE, Lexicon
+from echo_model.model import load_model
 from echo_model.training.checkpoint import BLOCK, write_card, write_checkpoint, write_domain
-from echo_model.training.corpus import Corpus, training_report
+from echo_model.training.checks import VALIDATION_SEED, Checker, held_out_features, held_out_findings
+from echo_model.training.corpus import Corpus
+from echo_model.training.dcd import Distillation, distil_loss
+from echo_model.training.demo_plan import Plan
 from echo_model.training.features import Features
-from echo_model.training.shape import QUESTION, new_model, prompt_layout
-from echo_model.training.text_stages import TextData, ar_loss, rad_loss, train_text
-from echo_model.training.texts import tokenise
-from echo_model.training.tower import tower_f1, train_tower
+from echo_model.training.loop import Stopped
+from echo_model.training.rollout import Trajectories, roll_out
+from echo_model.training.shape import Layout, new_model, prompt_layout
+from echo_model.training.text_cache import load_texts
+from echo_model.training.text_stages import Loss, TextData, ar_loss, rad_loss, train_text
+from echo_model.training.tower import train_tower
+from echo_model.training.trajectory_store import StoredTrajectories, join, write_shards
 
-
-@dataclass(frozen=True)
-class Plan:
-    """How much each stage sees, in samples, and the seeds. The tower stops before its schedule's cosine has ended."""
-
-    train_seed: int = 1
-    weights_seed: int = 7
-    noise_seed: int = 1_000_000
-    phantoms: int = 16_000
-    text_phantoms: int = 9_216
-    tower_samples: int = 18_000
-    tower_schedule: int = 22_000
-    ar_samples: int = 9_216
-    rad_samples: int = 12_288
-    decisive_weight: float = 5.0
-    evaluated: int = 200
-    tokenizer_reports: int = 4_000
-
-    def scaled(self, factor: float) -> Plan:
-        """The same plan for ``factor`` times the training time."""
-        if factor <= 0:
-            raise ValueError("the scale must be positive")
-        return replace(
-            self,
-            phantoms=max(128, int(self.phantoms * factor)),
-            text_phantoms=max(128, int(self.text_phantoms * factor)),
-            tower_samples=int(self.tower_samples * factor),
-            tower_schedule=int(self.tower_schedule * factor),
-            ar_samples=int(self.ar_samples * factor),
-            rad_samples=int(self.rad_samples * factor),
-            evaluated=min(self.evaluated, max(8, int(self.evaluated * factor))),
-        )
+_DECODED_AT_ONCE = 64
+_LONGEST = 192
 
 
 def say(line: str) -> None:
@@ -68,59 +51,191 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def train(plan: Plan, work: Path, out: Path) -> None:
-    """Run every stage that is not finished yet in ``work`` and write the checkpoint to ``out``."""
-    work.mkdir(parents=True, exist_ok=True)
-    corpus = Corpus(work / "corpus", plan.train_seed, plan.phantoms)
-    reports = [training_report(plan.train_seed, index) for index in range(plan.phantoms)]
-    tokenizer = train_tokenizer((report.text for report in reports[: plan.tokenizer_reports]), QUESTION)
-    model = new_model(tokenizer, plan.weights_seed)
-    layout = prompt_layout(model, tokenizer)
-    corpus.start()
-    try:
-        tower = train_tower(
-            model.model.visual,
-            corpus,
-            work,
-            samples=plan.tower_samples,
-            schedule=plan.tower_schedule,
-            seed=plan.weights_seed,
+class Training:
+    """The stages of one run in one work folder; every method picks up what is there and returns when it is finished."""
+
+    def __init__(self, plan: Plan, work: Path, stopped: threading.Event) -> None:
+        self.plan, self.work, self.stopped = plan, work, stopped.is_set
+        self.tokenizer: Tokenizer
+        self.tokenizer, self.reports = load_texts(plan, work, say=say)
+        self.model = new_model(self.tokenizer, plan.weights_seed)
+        self.layout: Layout = prompt_layout(self.model, self.tokenizer)
+
+    def tower(self, start: Path | None) -> Features:
+        """Stage 0, from scratch or from the tower of the checkpoint ``start``, and the visual tokens of the corpus."""
+        plan, visual = self.plan, self.model.model.visual
+        corpus = Corpus(self.work / "corpus", plan.train_seed, plan.phantoms)
+        features = Features(self.work / "corpus", plan.phantoms)
+        corpus.start()
+        try:
+            if start is None:
+                first = self.work / "tower-first"
+                first.mkdir(exist_ok=True)
+                train_tower(
+                    visual,
+                    corpus,
+                    first,
+                    samples=plan.tower_first,
+                    schedule=plan.tower_first_schedule,
+                    seed=plan.weights_seed,
+                    say=say,
+                    stopped=self.stopped,
+                )
+            else:
+                visual.load_state_dict(load_model(start).model.model.visual.state_dict())
+            train_tower(
+                visual,
+                corpus,
+                self.work,
+                samples=plan.tower_samples,
+                schedule=plan.tower_samples,
+                seed=plan.weights_seed,
+                head_samples=plan.tower_heads,
+                muon_rate=0.008,
+                say=say,
+                stopped=self.stopped,
+            )
+            features.fill(visual, corpus, plan.phantoms, say=say, stopped=self.stopped)
+        finally:
+            corpus.stop()
+        return features
+
+    def checker(self, seed: int, count: int) -> Checker:
+        """Held-out phantoms as the trained tower sees them; kept in the work folder."""
+        cache = self.work / f"held-out-{seed}-{count}.pt"
+        if not cache.exists():
+            part = cache.with_suffix(".part")
+            torch.save(held_out_features(self.model.model.visual, seed, count), part)
+            part.replace(cache)
+        features, truths = torch.load(cache, weights_only=True), held_out_findings(seed, count)
+        return Checker(self.tokenizer, self.layout, features, truths, _LONGEST)
+
+    def text(self, features: Features, checker: Checker) -> None:
+        """Stages 1 and 2: left to right, then RAD."""
+        plan, model = self.plan, self.model
+        data = TextData(features, self.reports, self.layout)
+        train_text(
+            "ar",
+            model,
+            self.work,
+            lambda rows, step: ar_loss(model, data, rows, plan.decisive_weight),
+            data.lengths,
+            samples=plan.ar_samples,
+            rate=1.5e-3,
             say=say,
+            check=lambda: checker.left_to_right(model),
+            stopped=self.stopped,
         )
-        features = Features(work / "corpus", plan.phantoms)
-        features.fill(model.model.visual, corpus, plan.text_phantoms, say=say)
-        say(f"tower  F1 of the labels on training phantoms: {tower_f1(tower, corpus)['macro']:.3f}")
-    finally:
-        corpus.stop()
-    data = TextData(features, [tokenise(tokenizer, report) for report in reports[: plan.text_phantoms]], layout)
-    train_text(
-        "ar",
-        model,
-        work,
-        lambda rows, step: ar_loss(model, data, rows, plan.decisive_weight),
-        data.lengths,
-        samples=plan.ar_samples,
-        rate=1.5e-3,
-        say=say,
-    )
-    train_text(
-        "rad",
-        model,
-        work,
-        lambda rows, step: rad_loss(model, data, rows, BLOCK, torch.Generator().manual_seed(plan.noise_seed + step)),
-        data.lengths,
-        samples=plan.rad_samples,
-        rate=1e-3,
-        first_row=plan.ar_samples,
-        say=say,
-    )
-    write_checkpoint(model, tokenizer, out)
-    Lexicon.fit(report.text for report in reports).save(out / LEXICON_FILE)
-    measure(plan, out)
+        noise = plan.noise_seed
+        train_text(
+            "rad",
+            model,
+            self.work,
+            lambda rows, step: rad_loss(model, data, rows, BLOCK, torch.Generator().manual_seed(noise + step)),
+            data.lengths,
+            samples=plan.rad_samples,
+            rate=1e-3,
+            first_row=plan.ar_samples,
+            say=say,
+            check=lambda: checker.blocks(model, BLOCK, plan.tau),
+            stopped=self.stopped,
+        )
+
+    def teach(self, features: Features) -> StoredTrajectories:
+        """Let the RAD model decode the training phantoms by the canonical rule."""
+        plan = self.plan
+        began = time.monotonic()
+
+        def decode(rows: range) -> Trajectories:
+            if self.stopped():
+                raise Stopped(f"teacher stopped before report {rows.start}")
+            parts = [
+                roll_out(
+                    self.model,
+                    self.layout,
+                    features.rows(np.array(rows[at : at + _DECODED_AT_ONCE])),
+                    BLOCK,
+                    tau=plan.tau,
+                    top_k=plan.top_k,
+                    max_tokens=_LONGEST,
+                    canonical=plan.canonical,
+                )
+                for at in range(0, len(rows), _DECODED_AT_ONCE)
+            ]
+            return join(parts, self.layout.eos)
+
+        def done(rows: int) -> None:
+            say(f"teacher  {rows}/{plan.teacher_reports}  {(time.monotonic() - began) / 60:.1f} min")
+
+        folder = self.work / "trajectories"
+        write_shards(folder, decode, plan.teacher_reports, done=done)
+        stored = StoredTrajectories(folder, self.layout.eos)
+        say(f"teacher  {stored.counts}")
+        return stored
+
+    def distil(self, features: Features, stored: StoredTrajectories, checker: Checker) -> None:
+        """Stage 3: one step a block."""
+        plan, model = self.plan, self.model
+        options = Distillation(tau=plan.tau, top_k=plan.top_k, canonical=plan.canonical, ce_weight=plan.ce_weight)
+
+        def loss(places: Any, step: int) -> Loss:
+            paths = stored.batch(places)
+            return distil_loss(model, self.layout, features.rows(stored.rows[places]), paths, BLOCK, options)
+
+        train_text(
+            "dcd",
+            model,
+            self.work,
+            loss,
+            stored.lengths,
+            samples=plan.dcd_samples,
+            rate=7e-4,
+            batch=16,
+            say=say,
+            check=lambda: checker.blocks(model, BLOCK, 0.0),
+            stopped=self.stopped,
+        )
+
+    def staged_scores(self) -> dict[str, dict[str, float]]:
+        """What the models of all stages score on the held-out phantoms, by stage and way of decoding."""
+        checker = self.checker(HELD_OUT_SEED, self.plan.evaluated)
+        scores: dict[str, dict[str, float]] = {}
+
+        def weights(stage: str) -> None:
+            state = torch.load(self.work / f"{stage}.state.pt", weights_only=True, map_location="cpu")
+            self.model.load_state_dict(state["weights"])
+
+        weights("ar")
+        scores["ar"] = checker.left_to_right(self.model)
+        say(f"evaluate  ar {scores['ar']}")
+        ways = (("rad", "rad", self.plan.tau), ("rad_one_step", "rad", 0.0), ("dcd_one_step", "dcd", 0.0))
+        for name, stage, tau in ways:
+            weights(stage)
+            scores[name] = checker.blocks(self.model, BLOCK, tau)
+            say(f"evaluate  {name} {scores[name]}")
+        return scores
+
+
+def train(plan: Plan, work: Path, out: Path, *, tower: Path | None, stopped: threading.Event) -> None:
+    """Run every stage that is not finished yet in ``work`` and write the checkpoint to ``out``.
+
+    ``tower``: a checkpoint whose vision tower is the start of stage 0. Raises Stopped once ``stopped`` is set.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    plan = plan.of_folder(work)
+    training = Training(plan, work, stopped)
+    features = training.tower(tower)
+    checker = training.checker(VALIDATION_SEED, plan.checked)
+    training.text(features, checker)
+    training.distil(features, training.teach(features), checker)
+    write_checkpoint(training.model, training.tokenizer, out, denoising_steps=1)
+    Lexicon.fit(training.tokenizer.decode(report.ids.tolist()) for report in training.reports).save(out / LEXICON_FILE)
     write_domain(out, say=say)
+    stages = training.staged_scores()
+    measure(plan, out, stages)
 
 
-def measure(plan: Plan, out: Path) -> None:
+def measure(plan: Plan, out: Path, stages: dict[str, dict[str, float]]) -> None:
     """Evaluate the written checkpoint as it ships, through the engine, and write its card."""
     engine = ReportEngine.from_pretrained(out)
     result = evaluate_phantoms(
@@ -129,18 +244,25 @@ def measure(plan: Plan, out: Path) -> None:
         progress=lambda done: say(f"evaluate  {done}/{plan.evaluated}") if done % 40 == 0 else None,
     )
     say(f"evaluate  macro F1 {result['macro_f1']}, blank image {result['controls']['blank_image']['macro_f1']}")
-    write_card(out, result, asdict(plan))
+    write_card(out, result, asdict(plan), stages)
 
 
 def main() -> None:
-    """Command line."""
+    """Command line. A stop by SIGTERM or SIGINT saves the state first."""
     parser = argparse.ArgumentParser(prog="python -m echo_model.training.demo", description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for the corpus and for resuming")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
-    parser.add_argument("--minutes-scale", type=float, default=1.0, help="share of the full training (about an hour)")
+    parser.add_argument("--tower", type=Path, help="checkpoint whose vision tower is trained further (default: none)")
+    parser.add_argument("--minutes-scale", type=float, default=1.0, help="share of the full training (about 7 hours)")
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    train(Plan().scaled(args.minutes_scale), args.work, args.out)
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    try:
+        train(Plan().scaled(args.minutes_scale), args.work, args.out, tower=args.tower, stopped=stopped)
+    except Stopped as end:
+        say(f"{end}; the same command goes on from here")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from echo_model.training.corpus import Corpus
+from echo_model.training.loop import Stopped
 from echo_model.training.shape import TEXT_HIDDEN, VISUAL_TOKENS, encode_grey
 
 
@@ -31,11 +32,21 @@ class Features:
             raise ValueError(f"{path} holds {self._values.shape[0]} phantoms, not {count}: use another work folder")
 
     @torch.no_grad()
-    def fill(self, visual: Any, corpus: Corpus, count: int, *, say: Callable[[str], None] = lambda line: None) -> None:
-        """Compute what is missing of the first ``count`` phantoms with the trained tower."""
+    def fill(
+        self,
+        visual: Any,
+        corpus: Corpus,
+        count: int,
+        *,
+        say: Callable[[str], None] = lambda line: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Compute what is missing of the first ``count`` phantoms with the trained tower. Raises Stopped when asked."""
         missing = np.flatnonzero(np.asarray(self._done[:count]) == 0)
         started = shown = time.monotonic()
         for start in range(0, len(missing), 32):
+            if stopped():
+                raise Stopped(f"features stopped after {start} of {len(missing)} images")
             rows = missing[start : start + 32]
             self._values[rows] = encode_grey(visual, corpus.batch(rows)[0]).numpy().astype(np.float16)
             self._done[rows] = 1

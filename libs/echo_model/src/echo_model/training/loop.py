@@ -17,6 +17,10 @@ import torch
 from echo_model.training.optim import Optimizers
 
 
+class Stopped(Exception):
+    """The run was asked to stop; its state is saved."""
+
+
 def save_state(path: Path, module: torch.nn.Module, optimizers: Optimizers, step: int) -> None:
     """Write weights, optimiser state and the number of finished steps, all or nothing."""
     part = path.with_suffix(".part")
@@ -47,19 +51,31 @@ def run_stage(
     save_every_s: float = 180.0,
     stop_after: int | None = None,
     say: Callable[[str], None] = lambda line: None,
+    check: Callable[[], dict[str, float]] | None = None,
+    check_every_s: float = 900.0,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> int:
     """Run a stage up to ``steps`` updates of ``module`` (its parameters that need gradients), resuming in ``work``.
 
     ``loss_of(step)`` builds the loss and figures to show. ``stop_after`` ends early, as an interruption would.
-    Curves are appended to ``<name>.jsonl``. Returns the number of finished steps.
+    Curves are appended to ``<name>.jsonl``, and now and then what ``check`` measures. Returns the number of finished
+    steps. Raises Stopped, with the state saved, as soon as ``stopped`` says so.
     """
     state_file, curve = work / f"{name}.state.pt", work / f"{name}.jsonl"
     parameters = [p for p in module.parameters() if p.requires_grad]
     first = step = load_state(state_file, module, optimizers)
-    started = saved = shown = time.monotonic()
+    started = saved = shown = checked = time.monotonic()
     sums: dict[str, float] = {}
     count = 0
+
+    def note(entry: dict[str, Any]) -> None:
+        with curve.open("a", encoding="utf-8") as out:
+            out.write(json.dumps({"step": step, "samples": step * batch, **entry}) + "\n")
+
     while step < steps and (stop_after is None or step < stop_after):
+        if stopped():
+            save_state(state_file, module, optimizers, step)
+            raise Stopped(f"{name} stopped after {step} of {steps} steps")
         loss, figures = loss_of(step)
         loss.backward()  # type: ignore[no-untyped-call]  # torch publishes no type for it
         optimizers.update(step, clip, parameters)
@@ -74,12 +90,18 @@ def run_stage(
             left = (steps - step) / max(1e-9, speed)
             text = "  ".join(f"{key} {value:.4f}" for key, value in means.items())
             say(f"{name}  {step}/{steps}  {text}  {speed * batch:.1f} samples/s  {left / 60:.1f} min left")
-            with curve.open("a", encoding="utf-8") as out:
-                out.write(json.dumps({"step": step, "samples": step * batch, **means}) + "\n")
+            note(means)
             sums, count, shown = {}, 0, now
         if now - saved > save_every_s:
             save_state(state_file, module, optimizers, step)
             saved = now
+        if check is not None and (now - checked > check_every_s or step == steps):
+            module.eval()
+            measured = check()
+            module.train()
+            say(f"{name}  {step}/{steps}  check: " + "  ".join(f"{key} {value}" for key, value in measured.items()))
+            note({"check": measured})
+            checked = time.monotonic()
     if step > first:
         save_state(state_file, module, optimizers, step)
     return step

@@ -116,6 +116,8 @@ def train_text(
     first_row: int = 0,
     stop_after: int | None = None,
     say: Callable[[str], None] = lambda line: None,
+    check: Callable[[], dict[str, float]] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train the language model with a stage's ``loss(rows, step)``; the vision tower gets no gradients."""
     model.model.visual.requires_grad_(False)
@@ -144,5 +146,7 @@ def train_text(
         batch=batch,
         stop_after=stop_after,
         say=say,
+        check=check,
+        stopped=stopped,
     )
     model.eval()

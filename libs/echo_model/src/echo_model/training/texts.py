@@ -14,9 +14,11 @@ from echo_model.data.wording import Report
 
 #: Words that carry a finding, its side, place or absence; the first word of every statement is marked as well.
 DECISIVE: Final = re.compile(
-    r"\b(no|left|right|both|bilateral|upper|lower|small|large|normal|enlarged|clear|sharp|intact|indistinct|blurred|"
-    r"unremarkable|consolidation|nodule|atelectasis|edema|pneumothorax|effusions?|fracture|fractured|cardiomegaly|"
-    r"pacemaker|endotracheal|central|devices|acute|chest)\b",
+    r"\b(no|not|nothing|neither|without|free|left|right|both|bilateral|bilaterally|bibasilar|upper|lower|small|large"
+    r"|minor|extensive|normal|unremarkable|enlarged|enlargement|increased|clear|sharp|intact|indistinct|blurred"
+    r"|consolidations?|airspace|infiltrates?|opacit(?:y|ies)|pneumonia|nodule|nodular|coin|atelectasis|atelectatic"
+    r"|edema|pneumothorax|effusions?|fluid|fracture|fractured|cardiomegaly|pacemaker|pacing|endotracheal|et"
+    r"|intubated|tracheal|tube|central|jugular|subclavian|line|catheter|devices|acute|chest)\b",
     re.IGNORECASE,
 )
 

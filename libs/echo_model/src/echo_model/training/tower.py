@@ -61,20 +61,49 @@ def train_tower(
     schedule: int,
     batch: int = 24,
     seed: int = 0,
+    head_samples: int = 0,
+    muon_rate: float = 0.02,
     stop_after: int | None = None,
     say: Callable[[str], None] = lambda line: None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Classifier:
     """Train the tower in place for ``samples`` images; returns it with its heads.
 
-    ``schedule``: number of images at which the learning rate's cosine ends, ``samples`` or more.
+    ``schedule``: number of images at which the learning rate's cosine ends, ``samples`` or more. ``head_samples``: a
+    tower that can see already gets new heads first, itself frozen: the gradients of untrained heads would harm it.
     """
     torch.manual_seed(seed)
     classifier = Classifier(visual).train()
+    if head_samples:
+        visual.requires_grad_(False)
+        heads = [p for p in classifier.parameters() if p.requires_grad]
+        learner = Optimizers([torch.optim.AdamW(heads, lr=2e-3, weight_decay=0.01)], head_samples // batch, warmup=10)
+        loss = _loss(classifier, corpus, batch)
+        run_stage("heads", work, classifier, learner, loss, steps=head_samples // batch, batch=batch, say=say)
+        visual.requires_grad_(True)
     hidden, rest = split_for_muon(classifier, keep=("whole", "each"))
     steps = samples // batch
     optimizers = Optimizers(
-        [Muon(hidden, lr=0.02), torch.optim.AdamW(rest, lr=1e-3, weight_decay=0.01)], schedule // batch, warmup=30
+        [Muon(hidden, lr=muon_rate), torch.optim.AdamW(rest, lr=1e-3, weight_decay=0.01)], schedule // batch, warmup=30
     )
+    loss = _loss(classifier, corpus, batch)
+    run_stage(
+        "tower",
+        work,
+        classifier,
+        optimizers,
+        loss,
+        steps=steps,
+        batch=batch,
+        stop_after=stop_after,
+        say=say,
+        stopped=stopped,
+    )
+    return classifier.eval()
+
+
+def _loss(classifier: Classifier, corpus: Corpus, batch: int) -> Callable[[int], tuple[torch.Tensor, dict[str, float]]]:
+    """The loss of a step: the image's labels, and those of every visual token."""
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         pixels, labels, dense = corpus.batch(corpus.rows(step, batch))
@@ -87,8 +116,7 @@ def train_tower(
         figures = {"image": float(image_loss.detach()), "cells": float(cell_loss.detach()), "f1": float(f1)}
         return image_loss + DENSE_WEIGHT * cell_loss, figures
 
-    run_stage("tower", work, classifier, optimizers, loss_of, steps=steps, batch=batch, stop_after=stop_after, say=say)
-    return classifier.eval()
+    return loss_of
 
 
 @torch.no_grad()

@@ -1,0 +1,80 @@
+"""How much each stage of the demonstration model's training sees, and the seeds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+FILE: Final = "plan.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Samples of every stage, and the seeds. All fits into eight hours of one core (see docs/training.md).
+
+    The tower learns in two runs: `tower_first` samples at the full rate (stopped before the end of its cosine,
+    `tower_first_schedule`), then new heads and `tower_samples` at a lower one.
+    """
+
+    train_seed: int = 2
+    weights_seed: int = 7
+    noise_seed: int = 1_000_000
+    phantoms: int = 32_000
+    vocabulary: int = 1_800
+    tokenizer_reports: int = 12_000
+    tower_first: int = 18_000
+    tower_first_schedule: int = 22_000
+    tower_heads: int = 3_600
+    tower_samples: int = 36_000
+    ar_samples: int = 56_000
+    rad_samples: int = 72_000
+    teacher_reports: int = 20_480
+    dcd_samples: int = 80_000
+    decisive_weight: float = 5.0
+    tau: float = 0.85
+    canonical: float = 0.6
+    top_k: int = 8
+    ce_weight: float = 1.0
+    checked: int = 128
+    evaluated: int = 1_000
+
+    def scaled(self, factor: float) -> Plan:
+        """The same plan for ``factor`` times the training time."""
+        if factor <= 0:
+            raise ValueError("the scale must be positive")
+
+        def part(value: int, least: int = 0) -> int:
+            return max(least, int(value * factor))
+
+        return replace(
+            self,
+            phantoms=part(self.phantoms, 128),
+            tokenizer_reports=part(self.tokenizer_reports, 400),
+            tower_first=part(self.tower_first),
+            tower_first_schedule=part(self.tower_first_schedule),
+            tower_heads=part(self.tower_heads),
+            tower_samples=part(self.tower_samples),
+            ar_samples=part(self.ar_samples),
+            rad_samples=part(self.rad_samples),
+            teacher_reports=part(self.teacher_reports, 64),
+            dcd_samples=part(self.dcd_samples),
+            checked=min(self.checked, part(self.checked, 8)),
+            evaluated=min(self.evaluated, part(self.evaluated, 8)),
+        )
+
+    def of_folder(self, work: Path) -> Plan:
+        """The plan that a work folder was begun with; this one, written down, when there is none yet.
+
+        Whoever wants another one for stages that have not begun edits the file. Raises ValueError for a file that is
+        not a plan.
+        """
+        file = work / FILE
+        if not file.exists():
+            file.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+            return self
+        raw: Any = json.loads(file.read_text("utf-8"))
+        if not isinstance(raw, dict) or set(raw) != set(asdict(self)):
+            raise ValueError(f"{file} does not hold exactly the keys {', '.join(asdict(self))}")
+        return Plan(**raw)
