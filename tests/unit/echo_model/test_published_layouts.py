@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from echo_model.convert import convert
 from echo_model.errors import CheckpointError
 from echo_model.inspection import inspect_checkpoint
 from echo_model.model import load_model
@@ -66,8 +67,11 @@ def test_every_naming_is_read(tmp_path: Path, rename: Callable[[str], str], layo
     assert_same(load_model(folder).model, model)
 
 
-def flat(folder: Path) -> None:
-    """A configuration as the Qwen2.5-VL checkpoints carry it: the language model's settings at the top."""
+def flat(folder: Path, *, nested_too: bool = False) -> None:
+    """A configuration as the Qwen2.5-VL checkpoints carry it: the language model's settings at the top.
+
+    With `nested_too`, as later 4.x releases of transformers wrote it: once more inside, the head's tying only there.
+    """
     nested = json.loads((folder / "config.json").read_text())
     text, vision = nested["text_config"], nested["vision_config"]
     rope = text["rope_parameters"]
@@ -97,15 +101,28 @@ def flat(folder: Path) -> None:
         "vision_config": {name: vision[name] for name in seen}
         | {"hidden_act": "silu", "in_chans": 3, "spatial_patch_size": 14, "patch_size": 14, "window_size": 112},
     }
+    if nested_too:
+        inner = ("vision_config", "architectures", "image_token_id", "video_token_id", "torch_dtype", "model_type")
+        values["vision_config"] |= {"model_type": "qwen2_5_vl", "initializer_range": 0.02, "torch_dtype": "bfloat16"}
+        values["text_config"] = {name: value for name, value in values.items() if name not in inner} | {
+            "model_type": "qwen2_5_vl_text",
+            "layer_types": ["full_attention"] * text["num_hidden_layers"],
+            "rope_scaling": {"mrope_section": rope["mrope_section"], "rope_type": "default", "type": "default"},
+            "sliding_window": None,
+        }
+        del values["tie_word_embeddings"]
     (folder / "config.json").write_text(json.dumps(values))
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_flat_configuration_gives_the_same_model(tmp_path: Path, tied: bool) -> None:
+@pytest.mark.parametrize("nested_too", [False, True])
+def test_configurations_of_older_releases_give_the_same_model(tmp_path: Path, tied: bool, nested_too: bool) -> None:
     model = tiny_model(3, tied=tied)
     folder = saved_by_transformers(tmp_path / "a", model)
-    flat(folder)
+    flat(folder, nested_too=nested_too)
     assert_same(load_model(folder).model, model)
+    convert(folder, tmp_path / "b")
+    assert_same(load_model(tmp_path / "b").model, model)
 
 
 def test_a_block_diffusion_checkpoint_that_brings_its_own_code(tmp_path: Path) -> None:
