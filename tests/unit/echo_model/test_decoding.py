@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from echo_model.decoding import block_diffusion_generate, decode_blocks, prepare_prompt
+from echo_model.decoding import block_diffusion_generate, collect, decode_blocks, prepare_prompt
 from echo_model.errors import SettingsError
+from echo_model.slots import Block, SlotDecoder
+from echo_model.text_model import TextModel
 from echo_model.unmasking import DecodingRules, RemaskingStrategy, RowRules, select
 from unit.echo_model.reference_decoding import reference_generate
 from unit.echo_model.tiny_checkpoint import IM_END, IMAGE_PAD, MASK, VOCABULARY, tiny_model
@@ -187,6 +189,75 @@ def test_the_gate_keeps_the_sure_tokens_and_does_not_look_behind_the_end() -> No
     assert fixed([0.9, 0.9, 0.1, 0.1], 1) == [0, 1, 2, 3]
     assert fixed([0.9, 0.4, 0.1, 0.1], 1) == [0], "the end token itself may be in doubt"
     assert fixed([0.9, 0.4, 0.8, 0.3], None, step=1) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("lagging", [False, True])
+def test_slots_that_come_and_go_at_any_time(models: list[Any], lagging: bool) -> None:
+    """Also in the manner of a GPU, where the host hears of a step when the next one is already under way."""
+    draw = random.Random(8)
+    model = models[1]
+    prompts = [make_prompt(40 + at, at % 3, 26 + 5 * at) for at in range(9)]
+    rules = [
+        DecodingRules(MASK, (IM_END,), 8, draw.randint(5, 40), steps, STRATEGIES[at % 4], 0.3, 2.0, gate=gate)
+        for at, (steps, gate) in enumerate([(1, None), (1, 0.5), (3, None), (1, None), (8, 0.4)] * 2)
+    ]
+    wanted = [reference_generate(model, *prompt, rule) for prompt, rule in zip(prompts, rules, strict=False)]
+    decoder = SlotDecoder(TextModel(model), slots=3, capacity=128, block_length=8, mask_token_id=MASK, lagging=lagging)
+    waiting, inside = list(range(9)), dict[int, int]()
+    blocks: dict[int, list[Block]] = {at: [] for at in waiting}
+    while waiting or inside:
+        for slot in range(3):
+            if slot not in inside and waiting and draw.random() < 0.6:
+                inside[slot] = waiting.pop(0)
+                decoder.admit(slot, prepare_prompt(model, *prompts[inside[slot]]), rules[inside[slot]])
+        for slot in inside:
+            if not decoder._rows[slot].decoding and not blocks[inside[slot]]:
+                decoder.prefill(slot, 8)
+        for slot, block in decoder.step():
+            blocks[inside[slot]].append(block)
+            if block.last:
+                decoder.release(slot)
+                del inside[slot]
+    for at, own in blocks.items():
+        got = collect(own)
+        assert got.token_ids == wanted[at].token_ids
+        assert got.block_steps == wanted[at].block_steps
+        assert got.gated_blocks == wanted[at].gated_blocks
+
+
+@pytest.mark.parametrize("lagging", [False, True])
+def test_blocks_decoded_anew_with_more_steps(models: list[Any], lagging: bool) -> None:
+    """Two of four blocks again, beside a neighbour that goes on; then the request's own rules hold again."""
+    model, rules = models[0], DecodingRules(MASK, (IM_END,), 8, 48)
+    (ids, pixels, grid), other = make_prompt(3, 1, 19), make_prompt(9, 0, 30)
+    careful = DecodingRules(MASK, (IM_END,), 8, 16, 8)
+    head = reference_generate(model, ids, pixels, grid, DecodingRules(MASK, (IM_END,), 8, 13)).token_ids
+    again = torch.cat([ids, torch.tensor([head])], dim=1)
+    middle = reference_generate(model, again, pixels, grid, careful)
+    again = torch.cat([again, torch.tensor([middle.token_ids])], dim=1)
+    tail = reference_generate(model, again, pixels, grid, DecodingRules(MASK, (IM_END,), 8, 19))
+    decoder = SlotDecoder(TextModel(model), slots=2, capacity=80, block_length=8, mask_token_id=MASK, lagging=lagging)
+    for slot, prompt in enumerate(((ids, pixels, grid), other)):
+        decoder.admit(slot, prepare_prompt(model, *prompt), rules)
+        decoder.prefill(slot)
+    blocks: list[Block] = []
+    beside: list[Block] = []
+    rewound = False
+    while decoder.decoding:
+        for slot, block in decoder.step():
+            if slot == 1:
+                beside.append(block)
+                continue
+            del blocks[block.index :]
+            blocks.append(block)
+            if block.index == 3 and not rewound:
+                decoder.rewind(0, 2, steps=8)
+                rewound = True
+    got = collect(blocks)
+    assert got.token_ids == [*head, *middle.token_ids, *tail.token_ids]
+    assert got.block_steps[2:4] == middle.block_steps
+    assert max(middle.block_steps) > 1, "or the test shows nothing"
+    assert collect(beside).token_ids == reference_generate(model, *other, rules).token_ids
 
 
 def test_several_steps_differ_from_one_step_so_the_comparison_means_something(models: list[Any]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from echo_model import guards
 from echo_model.domain_score import DomainModel, describe_image
+from echo_model.guard_settings import GuardSettings
 from echo_model.model import LoadedModel
 from echo_model.prompt import SectionName, Sections, Span, parse_sections, sentence_spans
 from echo_model.report import Report, Sentence, Stats
@@ -16,20 +18,35 @@ from echo_model.slots import Block, Prompt
 LOW_CONFIDENCE_BELOW = 0.6
 
 
-def assemble(loaded: LoadedModel, blocks: Sequence[Block], domain_score: float | None, stats: Stats) -> Report:
+@dataclass(frozen=True)
+class Draft:
+    """A decoded answer and what is known of it."""
+
+    blocks: tuple[Block, ...]
+    domain_score: float | None
+    stats: Stats
+    guards: GuardSettings
+
+
+def assemble(loaded: LoadedModel, lexicon: guards.Lexicon | None, draft: Draft) -> Report:
     """Text, sections, flags and figures from the decoded blocks."""
     from echo_model.data.findings import extract_findings
 
+    blocks, score = draft.blocks, draft.domain_score
     ids = [token for block in blocks for token in block.token_ids]
     confidences = [value for block in blocks for value in block.confidences]
     text: str = loaded.tokenizer.decode(ids)
     sections = parse_sections(text)
-    sentences = _sentences(loaded, text, sections, ids, confidences)
+    words = lexicon if draft.guards.lexicon else None
+    found = guards.defects(text, words, garble=draft.guards.garble)
+    sentences = _sentences(loaded, text, sections, ids, confidences, found)
     flags = list(sections.errors)
     if not blocks[-1].ended:
         flags.append(guards.TRUNCATED)
-    if domain_score is not None and domain_score > 1.0:
+    if score is not None and score > 1.0:
         flags.append(guards.OUT_OF_DOMAIN)
+    if draft.guards.contradiction and guards.contradictions(sections.findings, sections.impression):
+        flags.append(guards.CONTRADICTION)
     flags += [flag for sentence in sentences for flag in sentence.flags]
     return Report(
         text=text.strip(),
@@ -40,10 +57,10 @@ def assemble(loaded: LoadedModel, blocks: Sequence[Block], domain_score: float |
         confidences=tuple(confidences),
         flags=tuple(dict.fromkeys(flags)),
         structured_findings=extract_findings(f"{sections.findings} {sections.impression}".strip()),
-        domain_score=domain_score,
+        domain_score=score,
         model_id=loaded.model_id,
         revision=loaded.revision,
-        stats=stats,
+        stats=draft.stats,
     )
 
 
@@ -63,7 +80,12 @@ def domain_score(
 
 
 def _sentences(
-    loaded: LoadedModel, text: str, sections: Sections, ids: list[int], confidences: list[float]
+    loaded: LoadedModel,
+    text: str,
+    sections: Sections,
+    ids: list[int],
+    confidences: list[float],
+    defects: Sequence[guards.Defect],
 ) -> tuple[Sentence, ...]:
     """The sentences of both sections with their confidence and flags."""
     spans = guards.token_spans(loaded.tokenizer, ids)
@@ -73,14 +95,10 @@ def _sentences(
         ("impression", sections.impression_span),
     )
     for name, within in sides:
-        found = sentence_spans(text, *within)
-        repeated = guards.repeated_sentences([text[slice(*span)] for span in found])
-        for span, again in zip(found, repeated, strict=True):
+        for span in sentence_spans(text, *within):
             words = text[slice(*span)]
             mean, lowest = guards.confidence_of(span, spans, confidences)
-            flags = list(guards.garble_flags(words))
-            if again and guards.LOOP not in flags:
-                flags.append(guards.LOOP)
+            flags = list(guards.flags_within(defects, span))
             if mean < LOW_CONFIDENCE_BELOW:
                 flags.append(guards.LOW_CONFIDENCE)
             sentences.append(Sentence(words, name, mean, lowest, tuple(flags)))

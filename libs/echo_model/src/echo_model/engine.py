@@ -15,8 +15,8 @@ from queue import SimpleQueue
 import numpy as np
 import torch
 
-from echo_model import demo_checkpoint_path
-from echo_model.assembly import assemble, domain_score
+from echo_model import demo_checkpoint_path, guards
+from echo_model.assembly import Draft, assemble, domain_score
 from echo_model.decoding import prepare_prompts
 from echo_model.domain_score import FILE_NAME as DOMAIN_FILE
 from echo_model.domain_score import DomainModel
@@ -24,6 +24,7 @@ from echo_model.errors import DeadlineExceeded, EngineClosed, EngineError, Image
 from echo_model.images import Picture, n_image_tokens, preprocess
 from echo_model.model import LoadedModel, load_model
 from echo_model.prompt import build_prompt
+from echo_model.redenoise import Proofreader
 from echo_model.report import EngineStats, Report, Stats, StreamedBlock
 from echo_model.requests import ReportFuture, Request
 from echo_model.scheduler import Layout, Scheduler, Ticket, Turn
@@ -52,6 +53,7 @@ class ReportEngine:
         self.last_step_at = time.monotonic()
         domain_file = loaded.path / DOMAIN_FILE
         self.domain = DomainModel.load(domain_file) if domain_file.is_file() else None
+        self.lexicon = guards.load_lexicon(loaded.path)
         self._text = TextModel(loaded.model, packed=True)
         self._decoder: SlotDecoder | None = None
         self._scheduler = Scheduler(max_slots, prefill_budget)
@@ -166,7 +168,9 @@ class ReportEngine:
         tokens = -(-(ids.shape[0] + rules.gen_length) // size) * size
         needs = Layout(size, -(-tokens // 128) * 128, rules.fused)
         ticket = Ticket(needs, ids.shape[0], None if timeout is None else begun + timeout)
-        request = Request(ticket, rules, ids, pixels, grids, begun, self.loaded.tokenizer, on_block)
+        rails = settings.guards_for(self.loaded.generation_config)
+        reader = Proofreader(self.loaded.tokenizer, self.lexicon, rails) if rails.redenoise else None
+        request = Request(ticket, rules, ids, pixels, grids, begun, self.loaded.tokenizer, rails, reader, on_block)
         request.future = ReportFuture(lambda: self._cancel(request))
         with self._work:
             if self._closed:
@@ -271,8 +275,10 @@ class ReportEngine:
         by_slot = {ticket.slot: request for ticket, request in self._requests.items() if ticket.slot is not None}
         for slot, block in finished:
             request = by_slot[slot]
-            request.take(block)
-            if block.last:
+            bad = request.take(block)
+            if bad is not None:
+                decoder.rewind(slot, bad, steps=decoder.block_length)
+            elif block.last:
                 self._deliver(request)
 
     def _make_slots(self, turn: Turn) -> None:
@@ -301,7 +307,8 @@ class ReportEngine:
             loaded = self.loaded
             pixels = request.pixels.to(loaded.device)
             (prompt,) = prepare_prompts(loaded.model, [request.ids], pixels, request.grids)
-            request.domain_score = domain_score(self.domain, loaded, prompt, pixels, request.grids)
+            if request.guards.domain:
+                request.domain_score = domain_score(self.domain, loaded, prompt, pixels, request.grids)
             self._decoder.admit(request.ticket.slot, prompt, request.rules)
             request.in_slot = True
         self._decoder.prefill(request.ticket.slot, None if request.ticket.decoding else rows)
@@ -320,13 +327,14 @@ class ReportEngine:
     def _deliver(self, request: Request) -> None:
         """Hand a finished report over; its text is taken apart in the caller's thread."""
         request.lap("decode")
-        blocks, score = tuple(request.blocks), request.domain_score
+        blocks = tuple(request.blocks)
         stats = Stats(
             prompt_tokens=request.ids.shape[0],
             tokens=sum(len(block.token_ids) for block in blocks),
             blocks=len(blocks),
             forward_passes=request.forward_passes,
             gated_blocks=sum(block.gated for block in blocks),
+            redenoised_blocks=request.redenoised_blocks,
             queue_seconds=request.spent["queue"],
             preprocess_seconds=request.spent["preprocess"],
             prefill_seconds=request.spent["prefill"],
@@ -340,7 +348,8 @@ class ReportEngine:
             self._requests.pop(request.ticket)
             self._scheduler.leave(request.ticket)
             self._totals.finished(stats)
-        request.future.finish(lambda: assemble(self.loaded, blocks, score, stats))
+        draft = Draft(blocks, request.domain_score, stats, request.guards)
+        request.future.finish(lambda: assemble(self.loaded, self.lexicon, draft))
 
 
 def _explained(error: Exception) -> Exception:

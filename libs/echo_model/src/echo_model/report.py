@@ -24,8 +24,9 @@ class Sentence:
 class Stats:
     """Cost of one report. Times in seconds; `forward_passes` counts decoding passes without the prompt's.
 
-    `gated_blocks`: how many of the `blocks` the gate gave one step more. `queue_seconds` is time spent waiting for a
-    slot. The other times are those on the clock: passes are shared with the requests decoded together.
+    `gated_blocks`: how many of the `blocks` the gate gave one step more; `redenoised_blocks`: how many were decoded
+    anew for garble in them. `queue_seconds` is time spent waiting for a slot. The other times are those on the clock:
+    passes are shared with the requests decoded together.
     """
 
     prompt_tokens: int
@@ -33,6 +34,7 @@ class Stats:
     blocks: int
     forward_passes: int
     gated_blocks: int
+    redenoised_blocks: int
     queue_seconds: float
     preprocess_seconds: float
     prefill_seconds: float
@@ -66,6 +68,7 @@ class EngineStats:
     tokens: int = 0
     blocks: int = 0
     gated_blocks: int = 0
+    redenoised_blocks: int = 0
     report_passes: int = 0
     queue_seconds: float = 0.0
     ends: dict[str, int] = field(default_factory=dict)
@@ -101,6 +104,7 @@ class EngineStats:
         self.tokens += stats.tokens
         self.blocks += stats.blocks
         self.gated_blocks += stats.gated_blocks
+        self.redenoised_blocks += stats.redenoised_blocks
         self.report_passes += stats.forward_passes
         self.queue_seconds += stats.queue_seconds
 
@@ -125,9 +129,10 @@ class StreamedBlock:
 class Report:
     """A draft report.
 
-    `flags` holds section errors (`missing_impression`, ...), `truncated`, `out_of_domain`, and every flag that a
-    sentence carries. `domain_score` is the distance from the training images (above 1 is out of domain), None when the
-    checkpoint brings no statistics. `structured_findings` maps finding names to what the text says about them.
+    `flags` holds section errors (`missing_impression`, ...), `truncated`, `out_of_domain`, `contradiction`, and every
+    flag that a sentence carries. `domain_score` is the distance from the training images (above 1 is out of domain),
+    None when the checkpoint brings no statistics. `structured_findings` maps finding names to what the text says about
+    them.
     """
 
     text: str

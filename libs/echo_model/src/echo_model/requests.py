@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from tokenizers import Tokenizer
 
+from echo_model.guard_settings import GuardSettings
+from echo_model.redenoise import Proofreader
 from echo_model.report import Report, StreamedBlock
 from echo_model.scheduler import Ticket
 from echo_model.slots import Block
@@ -76,6 +78,8 @@ class Request:
     grids: torch.Tensor
     begun: float
     tokenizer: Tokenizer
+    guards: GuardSettings
+    proofreader: Proofreader | None
     on_block: Callable[[StreamedBlock], None] | None
     future: ReportFuture = field(init=False)
     cancelled: bool = False
@@ -83,6 +87,7 @@ class Request:
     domain_score: float | None = None
     blocks: list[Block] = field(default_factory=list)
     forward_passes: int = 0
+    redenoised_blocks: int = 0
     spent: dict[str, float] = field(default_factory=dict)
     _mark: float = field(init=False)
 
@@ -96,8 +101,11 @@ class Request:
         self.spent[kind] = self.spent.get(kind, 0.0) + now - self._mark
         self._mark = now
 
-    def take(self, block: Block) -> None:
-        """A block is finished; one with a known index replaces that block and all behind it."""
+    def take(self, block: Block) -> int | None:
+        """A block is finished; one with a known index replaces that block and all behind it.
+
+        Returns the index of the block from which on to decode anew, if any.
+        """
         del self.blocks[block.index :]
         shown = self._text()
         self.blocks.append(block)
@@ -107,6 +115,11 @@ class Request:
             self.on_block(
                 StreamedBlock(block.index, text[len(shown) :], block.token_ids, block.confidences, block.ended)
             )
+
+        bad = None if self.proofreader is None else self.proofreader.first_bad(self.blocks)
+        if bad is not None:
+            self.redenoised_blocks += len(self.blocks) - bad
+        return bad
 
     def _text(self) -> str:
         """What has been decoded. A character that is not whole yet is shown with the block that completes it."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from echo_model.errors import CheckpointError, SettingsError
+from echo_model.guard_settings import GuardSettings
 
 if TYPE_CHECKING:
     from echo_model.prompt import Language
@@ -27,7 +28,8 @@ class GenerationSettings:
     """Settings of one request; None means "as the checkpoint's generation_config.json says".
 
     `block_length`, `gen_length` in tokens; `denoising_steps` forward passes a block at most; `confidence_threshold`
-    for the dynamic strategy; `entropy_bound` in nats. `instruction` replaces the question put to the model.
+    for the dynamic strategy; `entropy_bound` in nats. `instruction` replaces the question put to the model. `guards`:
+    see `GuardSettings`.
     """
 
     block_length: int | None = None
@@ -39,6 +41,21 @@ class GenerationSettings:
     fused: bool = True
     language: Language = "en"
     instruction: str | None = None
+    guards: GuardSettings | None = None
+
+    def guards_for(self, generation_config: Mapping[str, Any]) -> GuardSettings:
+        """The guard rails of this request: its own, else the checkpoint's (`guards`).
+
+        A checkpoint that says nothing is decoded as the method says, without gate and second attempts; checks that
+        only raise flags are on. Raises CheckpointError.
+        """
+        if self.guards is not None:
+            return self.guards
+        given = generation_config.get("guards", {"gate": None, "redenoise": False})
+        try:
+            return GuardSettings(**given)
+        except (TypeError, SettingsError) as error:
+            raise CheckpointError(f"generation_config.json: guards cannot be used: {error}") from error
 
     def rules(self, generation_config: Mapping[str, Any]) -> DecodingRules:
         """The decoding rules of this request on that checkpoint. Raises SettingsError or CheckpointError."""
@@ -55,6 +72,7 @@ class GenerationSettings:
                 mask_token_id=generation_config["mask_token_id"],
                 eos_token_ids=tuple(generation_config["eos_token_ids"]),
                 fused=self.fused,
+                gate=self.guards_for(generation_config).gate,
                 **values,
             )
         except TypeError as error:

@@ -25,6 +25,7 @@ from echo_model.errors import SettingsError
 from echo_model.text_model import KeyValueCache, TextModel
 from echo_model.unmasking import STRATEGIES, DecodingRules, RemaskingStrategy, RowRules, read_logits, select
 
+_NOTHING = DecodingRules(mask_token_id=0, eos_token_ids=(1,), block_length=1, gen_length=1)
 _FLAGS = 3  # finished a block, still decoding, passes so far
 
 
@@ -84,20 +85,49 @@ class _Row:
     valid_from: int = 0
 
     @property
+    def anew(self) -> bool:
+        """Whether the slot stands in a stretch that is decoded anew."""
+        return self.start < self.careful_until
+
+    @property
     def current(self) -> DecodingRules:
         """The rules in force: the request's own, or those of a stretch that is decoded anew."""
-        return self.careful or self.rules
+        return self.careful if self.careful is not None and self.anew else self.rules
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What one pass has to know beforehand: number of slots, rows of the cache, window, strategies, gate."""
+    """What one pass has to know beforehand: number of slots, rows of the cache, window, and which rules occur."""
 
     slots: int
     span: int
     wide: bool
     strategies: tuple[RemaskingStrategy, ...]
     gated: bool
+    anew: bool
+
+
+class _Answer:
+    """What a pass has found, on its way to the host."""
+
+    def __init__(self, serial: int, flags: torch.Tensor, confidences: torch.Tensor) -> None:
+        self._serial = serial
+        self._event: Any = None
+        if not flags.is_cuda:
+            self._parts = [flags.clone(), confidences.clone()]
+        else:
+            self._parts = [torch.empty_like(part, device="cpu", pin_memory=True) for part in (flags, confidences)]
+            for there, part in zip(self._parts, (flags, confidences), strict=True):
+                there.copy_(part, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types for it
+            self._event.record()
+
+    def read(self) -> tuple[int, list[list[int]], list[list[float]]]:
+        """Wait for it to arrive: the pass's number, flags and tokens, confidences."""
+        if self._event is not None:
+            self._event.synchronize()
+        flags, confidences = self._parts
+        return self._serial, flags.tolist(), confidences.tolist()
 
 
 class SlotDecoder:
@@ -106,11 +136,21 @@ class SlotDecoder:
     Life of a slot: `admit`, `prefill` until it says True, then every `step` advances it, `release` when its last block
     has come. All state is on the device; `step` returns what has been finished. Nothing here is thread-safe.
 
-    `capacity` is the largest prompt + answer in tokens. Without `fused`, a finished block gets a pass of its own.
+    `capacity` is the largest prompt + answer in tokens. Without `fused`, a finished block gets a pass of its own. When
+    `lagging` (by default on a CUDA device), `step` tells what the step before has finished, so that the host never
+    waits for the step under way.
     """
 
     def __init__(
-        self, text: TextModel, *, slots: int, capacity: int, block_length: int, mask_token_id: int, fused: bool = True
+        self,
+        text: TextModel,
+        *,
+        slots: int,
+        capacity: int,
+        block_length: int,
+        mask_token_id: int,
+        fused: bool = True,
+        lagging: bool | None = None,
     ) -> None:
         weight = text.language_model.embed_tokens.weight
         device, size = weight.device, block_length
@@ -132,12 +172,10 @@ class SlotDecoder:
         self._opening = torch.zeros(slots, 2 * size, weight.shape[1], dtype=weight.dtype, device=device)
         self._start, self._first = whole(self.pad), whole(self.pad)
         self._prompt_end, self._end = whole(self.pad), whole(self.pad)
-        self._step, self._passes = whole(0), whole(0)
+        self._step, self._passes, self._careful_until = whole(0), whole(0), whole(0)
         self._active = torch.zeros(slots, dtype=torch.bool, device=device)
         self._ends = whole(-1, 8)
-        self._rules = RowRules(
-            whole(0), whole(1), *(torch.zeros(slots, dtype=torch.float32, device=device) for _ in range(3))
-        )
+        self._rules, self._careful = (RowRules.of([_NOTHING] * slots).to(device) for _ in range(2))
         self._window = torch.arange(2 * size, device=device)
         self._keys = torch.arange(self.rows, device=device)
         self._numbers = torch.arange(slots, device=device).unsqueeze(1)
@@ -146,9 +184,9 @@ class SlotDecoder:
         self._rows: dict[int, _Row] = {}
         self._run: Callable[[_Plan], None] = self._pass
         self._serial = 0
-        self._lagging: tuple[int, torch.Tensor, torch.Tensor, Any] | None = None
-        self._lags = device.type == "cuda"
-        if self._lags:
+        self._outstanding: _Answer | None = None
+        self._lags = device.type == "cuda" if lagging is None else lagging
+        if device.type == "cuda":
             from echo_model.graphs import GraphedPass
 
             self._run = GraphedPass(self._pass)
@@ -192,11 +230,11 @@ class SlotDecoder:
         self._start[slot] = self._first[slot] = first
         self._prompt_end[slot] = self.pad + prompt.length
         self._end[slot] = self.pad + total
-        self._step[slot] = self._passes[slot] = 0
+        self._step[slot] = self._passes[slot] = self._careful_until[slot] = 0
         self._ends[slot] = -1
         ends = torch.tensor(rules.eos_token_ids, device=self._ends.device)
         self._ends[slot, : len(ends)] = ends
-        self._set_rules(slot, rules)
+        self._rules.put(slot, rules)
 
     @torch.inference_mode()
     def prefill(self, slot: int, rows: int | None = None) -> bool:
@@ -243,48 +281,25 @@ class SlotDecoder:
         self._tokens[slot, begin:] = self.mask_token_id
         self._start[slot], self._step[slot], self._active[slot] = begin, 0, True
         row.careful = replace(row.rules, denoising_steps=steps, remasking_strategy="low_confidence_dynamic", gate=None)
-        self._set_rules(slot, row.careful)
-
-    def _set_rules(self, slot: int, rules: DecodingRules) -> None:
-        one = RowRules.of([rules])
-        for name in ("strategy", "steps", "threshold", "bound", "gate"):
-            getattr(self._rules, name)[slot] = getattr(one, name)[0]
+        self._careful.put(slot, row.careful)
+        self._careful_until[slot] = row.careful_until
 
     # -- decoding -----------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Block]]:
-        """One denoising step of every slot that is being decoded; returns the blocks known to be finished.
-
-        On a CUDA device the answer is that of the step before, so that the host never waits for the step under way.
-        """
+        """One denoising step of every slot that is being decoded; returns the blocks known to be finished."""
         rows = {slot: row for slot, row in self._rows.items() if row.decoding}
-        if not rows:
-            return self._read()
-        if not self.fused:
-            self._commit(rows)
-        self._serial += 1
-        self._run(self._plan(rows.values(), max(rows) + 1))
-        count = self._out.shape[0] if self._lags else max(rows) + 1
-        if not self._lags:
-            return self._finished(self._serial, self._out[:count].tolist(), self._out_confidences[:count].tolist())
-        before = self._read()
-        flags = torch.empty(self._out.shape, dtype=torch.long, pin_memory=True)
-        confidences = torch.empty(self._out_confidences.shape, dtype=self._out_confidences.dtype, pin_memory=True)
-        flags.copy_(self._out, non_blocking=True)
-        confidences.copy_(self._out_confidences, non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types for it
-        event.record()
-        self._lagging = (self._serial, flags, confidences, event)
-        return before
-
-    def _read(self) -> list[tuple[int, Block]]:
-        """The answer of the step before, once it has arrived."""
-        if self._lagging is None:
-            return []
-        (serial, flags, confidences, event), self._lagging = self._lagging, None
-        event.synchronize()
-        return self._finished(serial, flags.tolist(), confidences.tolist())
+        launched = None
+        if rows:
+            if not self.fused:
+                self._commit(rows)
+            self._serial += 1
+            self._run(self._plan(rows.values(), max(rows) + 1))
+            launched = _Answer(self._serial, self._out, self._out_confidences)
+        if self._lags:
+            launched, self._outstanding = self._outstanding, launched
+        return [] if launched is None else self._finished(*launched.read())
 
     def _plan(self, rows: Iterable[_Row], count: int) -> _Plan:
         """What the next pass needs. With an answer outstanding the host does not know where the slots stand."""
@@ -293,16 +308,17 @@ class SlotDecoder:
         if self._lags:
             slots = min(self.slots, 1 << (count - 1).bit_length())
             longest = max(row.start for row in rows) + 3 * size
-            several = any(row.current.denoising_steps > 1 for row in rows)
-            wide, gated = True, any(row.current.gate is not None for row in rows)
+            several = any(row.anew or row.rules.denoising_steps > 1 for row in rows)
+            wide, gated = True, any(row.rules.gate is not None for row in rows)
             span = min(self.rows, -(-longest // 256) * 256)
         else:
             slots, span = count, max(row.start for row in rows) + size
             several = any(row.step < row.current.denoising_steps - 1 for row in rows)
             wide = self.fused and any(row.step == 0 for row in rows)
             gated = any(row.current.gate is not None and row.step == row.current.denoising_steps - 1 for row in rows)
-        present = {row.current.remasking_strategy for row in rows} if several else set()
-        return _Plan(slots, span, wide, tuple(name for name in STRATEGIES if name in present), gated)
+        anew = any(row.anew for row in rows)
+        present = {rules.remasking_strategy for row in rows for rules in (row.rules, row.current)} if several else set()
+        return _Plan(slots, span, wide, tuple(name for name in STRATEGIES if name in present), gated, anew)
 
     def _pass(self, plan: _Plan) -> None:
         """One pass over the first slots; reads and writes the state on the device only."""
@@ -321,7 +337,9 @@ class SlotDecoder:
         masked = answer & (ids == self.mask_token_id)
         tokens = torch.where(masked, best, ids)
         ends = answer & (tokens.unsqueeze(-1) == self._ends[:n, None]).any(-1)
-        rules = RowRules(*(getattr(self._rules, name)[:n] for name in RowRules.__dataclass_fields__))
+        rules = self._rules.first(n)
+        if plan.anew:
+            rules = self._careful.first(n).where(start < self._careful_until[:n], rules)
         chosen = masked
         if plan.strategies or plan.gated:
             chosen = select(masked, ends, confidence, entropy, rules, self._step[:n], plan.strategies, gated=plan.gated)
@@ -332,7 +350,7 @@ class SlotDecoder:
         finished = active & ~(masked & ~chosen).any(1)
         after = start + size * finished
         over = finished & ((ends.any(1)) | (after >= self._end[:n]))
-        self._step[:n] = torch.where(finished, 0, self._step[:n] + 1)
+        self._step[:n] = torch.where(active & ~finished, self._step[:n] + 1, 0)
         self._start[:n] = torch.where(active, after, self._start[:n])
         self._passes[:n] += active
         self._active[:n] = active & ~over
@@ -401,7 +419,6 @@ class SlotDecoder:
                 continue
             row.decoding = bool(going)
             blocks.append((slot, self._block(row, answer[_FLAGS:], values, passes)))
-            self._settle(slot, row)
         return blocks
 
     def _block(self, row: _Row, tokens: list[int], values: list[float], passes: int) -> Block:
@@ -425,12 +442,6 @@ class SlotDecoder:
         row.lengths += (kept,)
         row.passes, row.step, row.start = passes, 0, row.start + self.block_length
         return block
-
-    def _settle(self, slot: int, row: _Row) -> None:
-        """Go back to the request's own rules behind a stretch that was decoded anew."""
-        if row.careful is not None and row.start >= row.careful_until:
-            row.careful = None
-            self._set_rules(slot, row.rules)
 
 
 def storage_rows(capacity: int, block_length: int) -> int:

@@ -67,6 +67,23 @@ class RowRules:
     bound: torch.Tensor
     gate: torch.Tensor
 
+    def put(self, row: int, rules: DecodingRules) -> None:
+        """Set one row."""
+        for name, value in vars(self.of([rules])).items():
+            getattr(self, name)[row] = value[0]
+
+    def first(self, count: int) -> RowRules:
+        """The first rows, as views."""
+        return RowRules(**{name: value[:count] for name, value in vars(self).items()})
+
+    def to(self, device: torch.device) -> RowRules:
+        """The same on a device."""
+        return RowRules(**{name: value.to(device) for name, value in vars(self).items()})
+
+    def where(self, rows: torch.Tensor, others: RowRules) -> RowRules:
+        """These where `rows` (n,) is true, the others elsewhere."""
+        return RowRules(**{name: torch.where(rows, value, getattr(others, name)) for name, value in vars(self).items()})
+
     @classmethod
     def of(cls, rules: Sequence[DecodingRules]) -> RowRules:
         """On the CPU, one row for each."""
