@@ -1,4 +1,4 @@
-"""ROUGE-L and CIDEr on examples worked out by hand."""
+"""ROUGE-L, CIDEr, BLEU-4 and METEOR on examples worked out by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from fractions import Fraction
 
 import pytest
 
-from echo_model.evaluation.text_metrics import cider, rouge_l, text_scores, words
+from echo_model.evaluation.ngram_metrics import bleu4, meteor, stem, text_scores
+from echo_model.evaluation.text_metrics import cider, rouge_l, words
 
 
 def test_words_are_lower_case_without_punctuation() -> None:
@@ -87,4 +88,67 @@ def test_unequal_numbers_are_refused(texts: list[str], references: list[str]) ->
 
 
 def test_text_scores_are_means_over_the_texts() -> None:
-    assert text_scores(["a b", "x"], ["a b", "a c"]) == {"rouge_l": 0.5, "cider": 2.5}
+    # METEOR of "a b" against itself: one run of two words, 1 - 0.5 * (1/2)^3 = 0.9375; the other has none.
+    scores = text_scores(["a b", "x"], ["a b", "a c"])
+    assert scores == {"rouge_l": 0.5, "cider": 2.5, "bleu4": 0.0, "meteor": round(0.9375 / 2, 4)}
+
+
+def test_bleu_by_hand() -> None:
+    # Clipped counts: 5 of 6 words (the second "the" is in the reference twice), 3 of 5 pairs, 2 of 4 triples, 1 of 3
+    # runs of four; as long as the reference.
+    said, reference = "the cat sat on the mat", "the cat sat on a mat"
+    #   words: the(1 of 2) cat sat on mat -> 5/6; pairs: the-cat cat-sat sat-on -> 3/5; triples: 2/4; fours: 1/3
+    expected = (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25
+    assert bleu4([said], [reference]) == pytest.approx(expected)
+
+
+def test_bleu_counts_over_the_corpus_and_punishes_brevity() -> None:
+    references = ["a b c d e f g h", "p q r s"]
+    # All 4 + 4 words are right: precisions are 1; 8 words against 12: exp(1 - 12/8).
+    assert bleu4(["a b c d", "p q r s"], references) == pytest.approx(math.exp(1 - 12 / 8))
+    assert bleu4(references, references) == pytest.approx(1.0)
+    # Longer texts are not rewarded: 12 of 13 words, 10 - 0 pairs ...
+    assert bleu4(["a b c d e f g h x", "p q r s"], references) < 1.0
+
+
+def test_bleu_clips_repeated_words() -> None:
+    # "the" seven times against two in the reference: the unigram precision is 2/7 (the example of the paper); no pair.
+    assert bleu4(["the the the the the the the"], ["the cat is on the mat"]) == 0.0
+    # a a a a a against "a a a a": 4/5 words, 3/4 pairs, 2/3 triples, 1/2 fours.
+    assert bleu4(["a a a a a"], ["a a a a"]) == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reference", "matches", "said", "wanted", "runs"),
+    [
+        ("the cat sat", "the cat sat", 3, 3, 3, 1),
+        ("on the mat sat the cat", "the cat sat on the mat", 6, 6, 6, 3),  # on the mat | sat | the cat
+        ("effusion left", "left effusion", 2, 2, 2, 2),
+        ("effusions seen", "effusion is seen", 2, 2, 3, 2),  # stems agree; "is" between them breaks the run
+        ("a x b", "a b", 2, 3, 2, 2),
+        ("a", "b a a", 1, 1, 3, 1),
+    ],
+)
+def test_meteor_by_hand(candidate: str, reference: str, matches: int, said: int, wanted: int, runs: int) -> None:
+    precision, recall = Fraction(matches, said), Fraction(matches, wanted)
+    expected = 10 * precision * recall / (recall + 9 * precision) * (1 - Fraction(1, 2) * Fraction(runs, matches) ** 3)
+    assert meteor(candidate, reference) == pytest.approx(float(expected))
+
+
+def test_meteor_at_its_ends() -> None:
+    assert meteor("", "a") == meteor("a", "") == meteor("a", "b") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("word", "root"),
+    [("effusions", "effus"), ("effusion", "effus"), ("enlarged", "enlarg"), ("enlargement", "enlarge"), ("is", "is"),
+     ("ribs", "rib"), ("opacities", "opacit"), ("opacity", "opacit"), ("gas", "gas")],
+)  # fmt: skip
+def test_stem(word: str, root: str) -> None:
+    assert stem(word) == root
+
+
+@pytest.mark.parametrize(("texts", "references"), [([], []), (["a"], ["a", "b"])])
+def test_bleu_refuses_unequal_numbers(texts: list[str], references: list[str]) -> None:
+    with pytest.raises(ValueError, match="cannot be compared"):
+        bleu4(texts, references)

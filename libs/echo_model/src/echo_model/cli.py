@@ -7,17 +7,15 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from echo_model import demo_checkpoint_path, guard_commands
+from echo_model import bench_command, demo_checkpoint_path, evaluate_command, guard_commands
 from echo_model.errors import EchoModelError
 from echo_model.settings import GenerationSettings
 
 if TYPE_CHECKING:
     from echo_model.engine import ReportEngine
-    from echo_model.report import Report
 
 NOTICE = "Not a medical device. The demo model was trained on drawn phantoms and has never seen a patient."
 
@@ -78,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     material.add_argument("--corpus", type=Path, metavar="DIR", help="images and labels.jsonl, as phantoms writes them")
     evaluate.add_argument("--seed", type=_seed, default=None, help="series of phantoms (default: one held out)")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    evaluate_command.add_options(evaluate)
     _add_decoding(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
@@ -87,16 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="go on where a run that was cut off stopped")
     train.set_defaults(run=_train)
 
-    bench = commands.add_parser("bench", help="time the ways to decode, side by side")
-    bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    bench.add_argument("--shape", choices=("demo", "tiny", "3b", "7b"), default="demo", help="demo has real weights")
-    bench.add_argument("--dtype", default=None, help="float32 (default on a CPU), bfloat16")
-    bench.add_argument("--tokens", type=_positive, default=None, help="how many every variant decodes")
-    bench.add_argument("--repeats", type=_positive, default=5, help="rounds measured (default 5)")
-    bench.add_argument("--threads", type=_positive, default=None, help="CPU threads (default: torch's own choice)")
-    bench.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    bench.set_defaults(run=_bench)
-
+    bench_command.add_bench(commands.add_parser("bench", help="time the ways to decode, side by side"))
     guard_commands.add_lexicon(
         commands.add_parser("lexicon", help="give a checkpoint the words and word orders of its training reports")
     )
@@ -254,48 +244,9 @@ def _phantoms(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from echo_model.evaluation import evaluate_corpus, evaluate_phantoms
-    from echo_model.evaluation.corpus import read_corpus
-    from echo_model.evaluation.generation import generation_figures
-    from echo_model.evaluation.phantoms import HELD_OUT_SEED
-
-    _refuse_unwritable(args.json)
-    if args.corpus is not None and args.seed is not None:
-        raise EchoModelError("--seed goes with --phantoms, not with --corpus")
-    entries = None if args.corpus is None else read_corpus(args.corpus)  # a broken folder is told at once
-    count = args.phantoms if entries is None else len(entries)
-    engine, settings = _engine(args), _settings(args)
-    reports: list[Report] = []
-
-    def generate(images: list[Any]) -> list[str]:
-        made = [engine.generate(image, settings) for image in images]
-        reports.extend(made)
-        return [report.text for report in made]
-
-    def progress(done: int) -> None:
-        print(f"\r{done}/{count}", end="" if done < count else "\n", file=sys.stderr, flush=True)
-
-    if entries is None:
-        seed = HELD_OUT_SEED if args.seed is None else args.seed
-        result = evaluate_phantoms(generate, count, seed, progress=progress)
-    else:
-        result = evaluate_corpus(generate, entries, progress=progress)
-    own = reports[:count]  # what follows are the controls
-    figures = generation_figures(own)
-    result |= {
-        "model": {"id": own[0].model_id, "revision": own[0].revision},
-        "settings": asdict(settings.rules(engine.loaded.generation_config)),
-        **figures,
-    }
-    if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    for name in ("macro_f1", "micro_f1", "laterality_accuracy", "exact", "rouge_l", "cider", *figures):
-        print(f"{name:<20} {result[name]:.3f}")
-    for name, scores in result["per_finding"].items():
-        print(f"  {name:<18} F1 {scores['f1']:.3f}  ({scores['tp'] + scores['fn']} present)")
-    for name, scores in result["controls"].items():
-        print(f"control {name}: macro F1 {scores['macro_f1']:.3f}")
-    return 0
+    for file in (args.json, args.reports):
+        _refuse_unwritable(file)
+    return evaluate_command.run(args, _engine, _settings(args))
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -305,28 +256,6 @@ def _train(args: argparse.Namespace) -> int:
     from echo_model.training.commands import train
 
     train(args.stage, config, resume=args.resume, say=lambda line: print(line, flush=True))
-    return 0
-
-
-def _bench(args: argparse.Namespace) -> int:
-    _refuse_unwritable(args.json)
-    import torch
-
-    from echo_model.bench import bench, table
-
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    result = bench(
-        args.shape,
-        args.device,
-        dtype=args.dtype,
-        tokens=args.tokens,
-        repeats=args.repeats,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
-    )
-    if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(table(result))
     return 0
 
 

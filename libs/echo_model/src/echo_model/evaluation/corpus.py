@@ -27,11 +27,13 @@ class CorpusEntry:
     report: str
 
 
-def read_corpus(folder: Path) -> list[CorpusEntry]:
+def read_corpus(folder: Path, split: str | None = None) -> list[CorpusEntry]:
     """All entries of ``folder`` in the order of its ``labels.jsonl``; blank lines are passed over.
 
     Every image is opened once, so that a broken one is told before hours of work. Raises CorpusError.
     """
+    if split is not None:
+        raise CorpusError(f"{folder}: a folder of phantoms has no splits")
     labels = folder / LABELS
     try:
         lines = labels.read_bytes().splitlines()

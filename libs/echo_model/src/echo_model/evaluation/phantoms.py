@@ -17,7 +17,7 @@ from echo_model.data.findings import extract_findings
 from echo_model.data.labels import FINDINGS, SIDED, Finding
 from echo_model.data.phantoms import NATIVE_SIZE, generate_phantom
 from echo_model.evaluation.corpus import CorpusEntry
-from echo_model.evaluation.text_metrics import text_scores
+from echo_model.evaluation.ngram_metrics import text_scores
 from echo_model.images import Picture, read_image
 
 HELD_OUT_SEED: Final = 20_260
@@ -83,6 +83,7 @@ def evaluate_phantoms(
     generate: Generate,
     count: int = 200,
     seed: int = HELD_OUT_SEED,
+    references: list[str] | None = None,
     *,
     batch: int = 8,
     progress: Callable[[int], None] | None = None,
@@ -91,16 +92,18 @@ def evaluate_phantoms(
 
     ``generate`` turns images, here uint8 (H, W), into report texts, in order. The blank control asks for one report of
     a black image: decoding is deterministic, so it stands for all. ``progress`` gets the number of finished reports.
-    Beside the scores of `score_reports`: ``rouge_l`` and ``cider`` (see `text_metrics`) against the phantoms' reports.
+    Beside the scores of `score_reports`: those of `text_scores` against the phantoms' reports, which are appended to
+    ``references`` if a list is given.
     """
     phantoms = (generate_phantom(seed, index) for index in range(count))
     studies = ((phantom.image, phantom.findings, phantom.report) for phantom in phantoms)
-    return {"count": count, "seed": seed, **_evaluate(generate, studies, batch, progress)}
+    return {"count": count, "seed": seed, **_evaluate(generate, studies, batch, progress, references)}
 
 
 def evaluate_corpus(
     generate: Generate,
     entries: Sequence[CorpusEntry],
+    references: list[str] | None = None,
     *,
     batch: int = 8,
     progress: Callable[[int], None] | None = None,
@@ -110,15 +113,19 @@ def evaluate_corpus(
     Raises ImageError when an image has gone meanwhile, ValueError when there is no entry.
     """
     studies = ((read_image(entry.image), entry.findings, entry.report) for entry in entries)
-    return {"count": len(entries), **_evaluate(generate, studies, batch, progress)}
+    return {"count": len(entries), **_evaluate(generate, studies, batch, progress, references)}
 
 
 def _evaluate(
-    generate: Generate, studies: Iterator[Study], batch: int, progress: Callable[[int], None] | None
+    generate: Generate,
+    studies: Iterator[Study],
+    batch: int,
+    progress: Callable[[int], None] | None,
+    references: list[str] | None,
 ) -> dict[str, Any]:
     """Scores, text metrics and controls. Images are drawn or read a batch at a time."""
     truths: list[dict[str, Finding]] = []
-    references: list[str] = []
+    references = [] if references is None else references
     texts: list[str] = []
     while some := list(islice(studies, batch)):
         truths.extend(findings for _, findings, _ in some)

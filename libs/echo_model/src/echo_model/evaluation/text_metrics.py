@@ -61,13 +61,6 @@ def cider(candidates: Sequence[str], references: Sequence[str]) -> float:
     return 10.0 * total / (CIDER_LONGEST * documents)
 
 
-def text_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """``rouge_l`` (mean over the texts, 0 to 1) and ``cider`` (0 to 10). Raises ValueError as `cider` does."""
-    _same_number(texts, references)
-    mean = sum(rouge_l(text, reference) for text, reference in zip(texts, references, strict=True)) / len(texts)
-    return {"rouge_l": round(mean, 4), "cider": round(cider(texts, references), 4)}
-
-
 def _same_number(texts: Sequence[str], references: Sequence[str]) -> None:
     if not texts or len(texts) != len(references):
         raise ValueError(f"{len(texts)} texts and {len(references)} references cannot be compared")
