@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from echo_model.training.rad import draw_noise, lay_out, rad_mask
+from echo_model.training.text_stages import embed, hidden_states
+from unit.echo_model.small_training import BLOCK, small_data, small_model
 
 
 def obvious_mask(prefix: int, region: int, block: int, copies: int) -> torch.Tensor:
@@ -29,6 +33,13 @@ def obvious_mask(prefix: int, region: int, block: int, copies: int) -> torch.Ten
 )
 def test_mask_is_the_obvious_one(prefix: int, region: int, block: int, copies: int) -> None:
     assert torch.equal(rad_mask(prefix, region, block, copies), obvious_mask(prefix, region, block, copies))
+
+
+@settings(max_examples=25, deadline=None)
+@given(prefix=st.integers(0, 3), region=st.integers(1, 4), block=st.integers(1, 5), copies=st.integers(1, 2))
+def test_mask_is_the_obvious_one_at_any_length(prefix: int, region: int, block: int, copies: int) -> None:
+    made = rad_mask(prefix * block, region * block, block, copies)
+    assert torch.equal(made, obvious_mask(prefix * block, region * block, block, copies))
 
 
 def test_nobody_is_blind_and_no_clean_token_sees_noise() -> None:
@@ -81,3 +92,33 @@ def test_noise_is_a_function_of_the_seed() -> None:
     again = [draw_noise(open_, 8, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)]
     assert torch.equal(again[0], again[1])
     assert not torch.equal(again[0], again[2])
+
+
+def test_the_loss_on_a_noisy_block_is_that_of_decoding_from_the_same_state() -> None:
+    """Every token's loss, float64: in the RAD row, and in a forward of the clean text so far and the noisy block."""
+    data, model = small_data(), small_model(6).double()
+    layout, features = data.layout, data.features.rows([2]).double()
+    region = lay_out(layout.prompt[:0], [torch.from_numpy(data.reports[2].ids)], BLOCK, layout.eos)
+    noise = draw_noise(region.open, BLOCK, torch.Generator().manual_seed(5))
+    noisy = [region.ids.masked_fill(part, layout.mask) for part in noise]
+    prefix, width = layout.length, region.ids.shape[1]
+    where = layout.positions[:, prefix : prefix + width]
+    positions = torch.cat([layout.positions[:, :prefix], where, where, where], dim=1)
+    row = torch.cat([layout.prompt[None], region.ids, *noisy], dim=1)
+    with torch.no_grad():
+        mask = rad_mask(prefix, width, BLOCK, copies=2)
+        trained = model.lm_head(hidden_states(model, embed(model, row, layout, features), positions, mask)[0])
+        for copy, ids in enumerate(noisy):
+            for start in range(0, width, BLOCK):
+                state = torch.cat([layout.prompt[None], region.ids[:, :start], ids[:, start : start + BLOCK]], dim=1)
+                number = torch.arange(state.shape[1]) // BLOCK
+                visible = number[None, :] <= number[:, None]
+                embeds = embed(model, state, layout, features)
+                decoded = model.lm_head(
+                    hidden_states(model, embeds, layout.positions[:, : state.shape[1]], visible)[0, -BLOCK:]
+                )
+                at = prefix + (1 + copy) * width + start
+                truth = region.ids[0, start : start + BLOCK]
+                losses = torch.nn.functional.cross_entropy(decoded, truth, reduction="none")
+                same = torch.nn.functional.cross_entropy(trained[at : at + BLOCK], truth, reduction="none")
+                assert float((losses - same).abs().max()) <= 1e-5

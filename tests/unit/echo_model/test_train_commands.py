@@ -309,6 +309,12 @@ def test_a_stage_goes_from_checkpoint_to_checkpoint(tmp_path: Path, init: Path, 
     assert (tmp_path / "work" / f"{stage}.jsonl").is_file()
 
 
+def test_packed_rows_train_as_well(tmp_path: Path, init: Path) -> None:
+    train("rad", read_config(toml(tmp_path, init="init", packed_tokens=600), "rad"))
+    curve = (tmp_path / "work" / "rad.jsonl").read_text("utf-8")
+    assert 0 < json.loads(curve.splitlines()[-1])["loss"] < 20
+
+
 def test_the_first_stage_can_begin_with_nothing(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

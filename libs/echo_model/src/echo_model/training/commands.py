@@ -22,6 +22,7 @@ from echo_model.training.config import StageName, TrainConfig, TrainConfigError
 from echo_model.training.corpus import Corpus, training_report
 from echo_model.training.dcd import Distillation, dcd_loss
 from echo_model.training.features import Features
+from echo_model.training.packing import packed_rad_loss
 from echo_model.training.shape import IMAGE_SIZE, QUESTION, TEXT_HIDDEN, new_model, prompt_layout
 from echo_model.training.text_stages import Loss, TextData, ar_loss, rad_loss, train_text
 from echo_model.training.texts import tokenise
@@ -125,9 +126,14 @@ def _loss(stage: StageName, config: TrainConfig, model: Any, data: TextData) -> 
     if stage == "ar":
         return lambda rows, step: ar_loss(model, data, rows, config.decisive_weight)
     if stage == "rad":
-        return lambda rows, step: rad_loss(
-            model, data, rows, config.block_length, torch.Generator().manual_seed(config.seed * _NOISE + step)
-        )
+
+        def rad(rows: Any, step: int) -> Loss:
+            noise = torch.Generator().manual_seed(config.seed * _NOISE + step)
+            if config.packed_tokens:
+                return packed_rad_loss(model, data, rows, config.block_length, noise, config.packed_tokens)
+            return rad_loss(model, data, rows, config.block_length, noise)
+
+        return rad
     teacher = copy.deepcopy(model).requires_grad_(False).eval()
     options = Distillation(
         tau=config.tau,

@@ -24,9 +24,11 @@ class TrainConfig:
     `work`: folder for the corpus, the state to resume from and the curve. `out`: new checkpoint folder. `init`:
     checkpoint to start from (the demo model's shape); only `ar` goes without one, and then trains a vision tower on
     `tower_samples` first. `seed`: series of phantoms, fresh weights and noise. `phantoms`: size of the corpus.
-    `samples`: how many are learnt from, again and again. `decisive_weight` belongs to `ar`, `block_length` to `rad` and
-    `dcd`. To `dcd` belong `tau` (confidence at which the teacher fixes a token), `top_k`, `eos_weight`, `ce_weight`,
-    `weighted` (weights by unmasking step), `reverse_kl` and `canonical` (0 leaves the canonical rule out).
+    `samples`: how many are learnt from, again and again.
+    `decisive_weight` belongs to `ar`, `packed_tokens` (length of the rows that a batch is packed into, 0 for one padded
+    row a sample) to `rad`, `block_length` to `rad` and `dcd`. To `dcd` belong `tau` (confidence at which the teacher
+    fixes a token), `top_k`, `eos_weight`, `ce_weight`, `weighted` (weights by unmasking step), `reverse_kl` and
+    `canonical` (0 leaves the canonical rule out).
     """
 
     work: Path
@@ -40,6 +42,7 @@ class TrainConfig:
     threads: int = 1
     tower_samples: int = 18_000
     decisive_weight: float = 5.0
+    packed_tokens: int = 0
     block_length: int = 8
     tau: float = 0.85
     top_k: int = 64
@@ -55,6 +58,7 @@ _PATHS = {"work", "out", "init"}
 _OWN: dict[str, tuple[str, ...]] = {
     "tower_samples": ("ar",),
     "decisive_weight": ("ar",),
+    "packed_tokens": ("rad",),
     "block_length": ("rad", "dcd"),
     "tau": ("dcd",),
     "top_k": ("dcd",),
@@ -113,7 +117,7 @@ def _number(file: Path, key: str, value: Any, default: Any) -> int | float | boo
         raise TrainConfigError(
             f"{file}: key {key!r} must be {'a whole number' if whole else 'a number'}, not {value!r}"
         )
-    least = 0 if key in {"seed", "eos_weight", "ce_weight", "canonical"} else 1 if whole else None
+    least = 0 if key in {"seed", "eos_weight", "ce_weight", "canonical", "packed_tokens"} else 1 if whole else None
     if value != value or value == float("inf") or (value <= 0 if least is None else value < least):
         raise TrainConfigError(f"{file}: key {key!r} must be {'positive' if least is None else f'at least {least}'}")
     return int(value) if whole else float(value)

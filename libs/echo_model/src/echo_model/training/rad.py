@@ -3,13 +3,65 @@
 One row is ``[prefix | clean region | noisy region | noisy region ...]``. The *region* is the response padded with EOS
 to whole blocks of the grid that decoding uses, which is anchored at the first token of the prompt: when the prompt
 ends inside a block, its tail belongs to the region as tokens that are never masked; the *prefix* is the rest.
+
+Who may look at whom follows from three numbers a token: its sample (a row may hold several, see ``packing``), its part
+of the sample (0 prefix, 1 clean response, 2 and more the noisy copies) and its block on the sample's own grid. So no
+mask of L x L entries has to exist where the attention takes a rule instead.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+
+
+@dataclass(frozen=True)
+class TokenIndex:
+    """Sample, part and block of every token of a row: three int64 tensors (L,). Padding has a sample of its own."""
+
+    sample: torch.Tensor
+    part: torch.Tensor
+    block: torch.Tensor
+
+    def allowed(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """Whether tokens ``query`` may look at tokens ``key`` (indices that broadcast); the rules of `rad.rad_mask`."""
+        q_part, k_part = self.part[query], self.part[key]
+        q_block, k_block = self.block[query], self.block[key]
+        to_prefix = (k_part == 0) & (k_block <= q_block)
+        to_clean = (k_part == 1) & (((q_part == 1) & (k_block <= q_block)) | ((q_part > 1) & (k_block < q_block)))
+        to_own = (k_part > 1) & (q_part == k_part) & (q_block == k_block)
+        return (self.sample[query] == self.sample[key]) & (to_prefix | to_clean | to_own)
+
+    def mask_mod(self) -> Callable[[Any, Any, torch.Tensor, torch.Tensor], torch.Tensor]:
+        """The rule as FlexAttention wants it: (batch, head, query, key) -> bool."""
+        return lambda batch, head, query, key: self.allowed(query, key)
+
+    def dense(self) -> torch.Tensor:
+        """The rule as a bool tensor (L, L)."""
+        at = torch.arange(len(self.sample))
+        return self.allowed(at[:, None], at[None, :])
+
+
+def index_tokens(lengths: Sequence[tuple[int, int]], block: int, copies: int) -> TokenIndex:
+    """Describe a row of samples given as (prefix, region) lengths, each laid out prefix | clean | noisy copies.
+
+    Raises ValueError for lengths off the block grid.
+    """
+    sample, part, number = [], [], []
+    for place, (prefix, region) in enumerate(lengths):
+        if prefix % block or region % block:
+            raise ValueError(f"prefix {prefix} and region {region} must be multiples of the block length {block}")
+        parts = torch.cat(
+            [torch.zeros(prefix, dtype=torch.long), 1 + torch.arange(copies + 1).repeat_interleave(region)]
+        )
+        in_region = (prefix + torch.arange(region)) // block
+        sample.append(torch.full((len(parts),), place))
+        part.append(parts)
+        number.append(torch.cat([torch.arange(prefix) // block, in_region.repeat(copies + 1)]))
+    return TokenIndex(torch.cat(sample), torch.cat(part), torch.cat(number))
 
 
 def rad_mask(prefix: int, region: int, block: int, copies: int) -> torch.Tensor:
@@ -18,17 +70,7 @@ def rad_mask(prefix: int, region: int, block: int, copies: int) -> torch.Tensor:
     The prefix is block-causal, as in decoding. A clean block sees the prefix and the clean blocks up to itself; a noisy
     block sees the prefix, the clean blocks before it and itself in its own copy. Raises ValueError off the grid.
     """
-    if prefix % block or region % block:
-        raise ValueError(f"prefix {prefix} and region {region} must be multiples of the block length {block}")
-    part = torch.cat([torch.zeros(prefix, dtype=torch.long), 1 + torch.arange(copies + 1).repeat_interleave(region)])
-    in_region = (prefix + torch.arange(region)) // block
-    number = torch.cat([torch.arange(prefix) // block, in_region.repeat(copies + 1)])
-    q_part, k_part = part[:, None], part[None, :]
-    q_block, k_block = number[:, None], number[None, :]
-    to_prefix = (k_part == 0) & (k_block <= q_block)
-    to_clean = (k_part == 1) & (((q_part == 1) & (k_block <= q_block)) | ((q_part > 1) & (k_block < q_block)))
-    to_own = (k_part > 1) & (q_part == k_part) & (q_block == k_block)
-    return to_prefix | to_clean | to_own
+    return index_tokens([(prefix, region)], block, copies).dense()
 
 
 @dataclass(frozen=True)

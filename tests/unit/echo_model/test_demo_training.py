@@ -1,0 +1,99 @@
+"""The chain of stages of the demonstration model: stopped and taken up anywhere, it ends with the same weights."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from echo_model.training import demo
+from echo_model.training.corpus import Corpus
+from echo_model.training.demo import Training
+from echo_model.training.demo_plan import FILE, Plan
+from echo_model.training.loop import Stopped
+from echo_model.training.text_cache import load_texts
+from unit.echo_model.small_training import small_model, small_tokenizer
+
+PLAN = Plan(
+    phantoms=32,
+    vocabulary=1_800,
+    tokenizer_reports=32,
+    tower_first=48,
+    tower_first_schedule=48,
+    tower_heads=24,
+    tower_samples=72,
+    ar_samples=32,
+    rad_samples=32,
+    checked=2,
+)
+
+
+class StopAt(threading.Event):
+    """Says "stop" once, when it has been asked so many times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.left = times
+
+    def is_set(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small model, and phantoms drawn in this process, which is sooner than a second interpreter starts."""
+    monkeypatch.setattr(demo, "new_model", lambda tokenizer, seed: small_model(seed, spread=0.02))
+    monkeypatch.setattr(demo, "load_texts", lambda plan, work, say: (small_tokenizer(), _texts(plan, work)))
+    monkeypatch.setattr(Corpus, "start", Corpus.fill)
+
+
+def _texts(plan: Plan, work: Path) -> Any:
+    from echo_model.training.corpus import training_report
+    from echo_model.training.texts import tokenise
+
+    return [tokenise(small_tokenizer(), training_report(plan.train_seed, index)) for index in range(plan.phantoms)]
+
+
+def run(work: Path, stops: list[int]) -> dict[str, torch.Tensor]:
+    work.mkdir()
+    for times in [*stops, 0]:
+        training = Training(PLAN, work, StopAt(times))
+        try:
+            training.text(training.tower(None), training.checker(1, PLAN.checked))
+        except Stopped:
+            assert times
+        else:
+            assert not times
+    return dict(training.model.state_dict())
+
+
+def test_stopped_anywhere_it_ends_with_the_same_weights(tmp_path: Path) -> None:
+    through = run(tmp_path / "through", [])
+    cut = run(tmp_path / "cut", [2, 3, 2, 4])  # in both runs of the tower, in the features and in the text stages
+    assert through.keys() == cut.keys()
+    assert all(torch.equal(through[key], cut[key]) for key in through)
+    curve = [json.loads(line) for line in (tmp_path / "cut" / "rad.jsonl").read_text("utf-8").splitlines()]
+    assert "macro_f1" in curve[-1]["check"]
+
+
+def test_texts_are_those_of_the_first_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, reports = load_texts(PLAN, tmp_path)
+    monkeypatch.setattr("echo_model.training.text_cache.training_report", None)  # a second start must not write anew
+    again, same = load_texts(PLAN, tmp_path)
+    assert again.get_vocab() == tokenizer.get_vocab()
+    assert len(reports) == PLAN.phantoms
+    assert all(
+        a.ids.tolist() == b.ids.tolist() and a.decisive.tolist() == b.decisive.tolist()
+        for a, b in zip(reports, same, strict=True)
+    )
+
+
+def test_the_plan_of_a_work_folder_stays(tmp_path: Path) -> None:
+    assert PLAN.of_folder(tmp_path) == PLAN
+    assert Plan().of_folder(tmp_path) == PLAN
+    (tmp_path / FILE).write_text('{"phantoms": 3}')
+    with pytest.raises(ValueError, match="exactly the keys"):
+        Plan().of_folder(tmp_path)
