@@ -16,11 +16,13 @@ from typing import Any
 from pydicom import config as pydicom_config
 from pynetdicom import _config
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_messages import C_STORE_RQ, N_EVENT_REPORT_RQ
+from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.pdu_primitives import P_DATA
 
 from dicom_listener.adapters.staging import IncomingFile
 from dicom_listener.domain.access import TurnedAway
+
+VERIFICATION, STORAGE_COMMITMENT = "1.2.840.10008.1.1", "1.2.840.10008.1.20.1"
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,8 @@ def configure() -> None:
     pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
 
 
+_STORE, _ECHO, _ACTION, _CANCEL, _EVENT_REPORT_RSP = 0x0001, 0x0030, 0x0130, 0x0FFF, 0x8100
+_REQUESTS = {VERIFICATION: _ECHO, STORAGE_COMMITMENT: _ACTION}  # in all other contexts: C-STORE
 _MAX_COMMAND = 16_384  # bytes; the longest command of the standard has some hundred
 _MAX_REQUEST = 4 * 2**20  # bytes of a data set that is no object: 30,000 instances in one commitment request
 _MAX_WAITING = 4  # requests; asynchronous operations are not negotiated, so a sender waits for each answer
@@ -55,6 +59,7 @@ class _Progress:
 
     context_id: int | None = None
     has_command: bool = False
+    is_checked: bool = False
     command_bytes: int = 0
     request_bytes: int = 0
 
@@ -113,9 +118,22 @@ class StagingDimse(DIMSEServiceProvider):
         if progress.command_bytes > _MAX_COMMAND or progress.request_bytes > _MAX_REQUEST:
             raise _TooLong
 
+    def _check_command(self) -> None:
+        """Raise for a request that its context does not have, or that cannot be answered."""
+        message: Any = self.message
+        field = message.command_set.CommandField
+        if field in (_CANCEL, _EVENT_REPORT_RSP):
+            return
+        abstract_syntax = self.assoc._accepted_cx[int(message.context_id)].abstract_syntax
+        if field != _REQUESTS.get(str(abstract_syntax), _STORE):
+            raise ValueError("no such request in this context")
+        if "MessageID" not in message.command_set:
+            raise ValueError("a request without a message ID cannot be answered")
+
     def _stage(self) -> None:
-        if isinstance(self.message, N_EVENT_REPORT_RQ):
-            raise ValueError("nobody here asked for an event report")  # the library would start a thread for each
+        if self.message is not None and self._progress.has_command and not self._progress.is_checked:
+            self._progress.is_checked = True
+            self._check_command()
         if not isinstance(self.message, C_STORE_RQ) or self.message._data_set_file is not None:
             return
         message: Any = self.message  # the library declares its own temporary file where ours goes

@@ -7,15 +7,16 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pynetdicom import AE, evt
+from pynetdicom.pdu_primitives import A_P_ABORT
 
 from dicom_listener import metrics
 from dicom_listener.adapters.commitment_scp import CommitmentScp
-from dicom_listener.adapters.dimse import StagingDimse, configure
+from dicom_listener.adapters.dimse import STORAGE_COMMITMENT, VERIFICATION, StagingDimse, configure
 from dicom_listener.adapters.staging import IncomingFile
 from dicom_listener.adapters.transport import PduReader, Server
 from dicom_listener.domain.access import AccessRule, TurnedAway, check_access
@@ -29,10 +30,12 @@ from pipeline.store import ObjectStore
 
 log = logging.getLogger(__name__)
 
-VERIFICATION, STORAGE_COMMITMENT = "1.2.840.10008.1.1", "1.2.840.10008.1.20.1"
 SERVICES = (VERIFICATION, STORAGE_COMMITMENT)
 """SOP classes beside storage, in Implicit and Explicit VR Little Endian, Explicit VR Big Endian and deflated."""
+_DICOM_APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 _ABORT_SECONDS = 0.5
+_SHORTEST_PDU = 128
+_ABORT = bytes([7, 0, 0, 0, 0, 4, 0, 0, 2, 0])  # A-ABORT of the service provider, no reason given
 _WAITING_ROOM = 32  # connections beyond the associations: those that are to hear that there are too many, and probes
 
 
@@ -168,8 +171,13 @@ class StorageScp:
             assoc.dul.socket,
             options.maximum_pdu_bytes,
             lambda: options.network_timeout_seconds if assoc.is_established else options.request_timeout_seconds,
-            lambda reason: self._turn_away(assoc, reason),
+            lambda reason: self._turn_away(
+                assoc, TurnedAway.IDLE if reason is TurnedAway.STALLED and assoc.is_established else reason
+            ),
         ).recv
+        machine = assoc.dul.state_machine
+        machine.do_action = self._guarded(assoc, machine.do_action)
+        assoc.acse.negotiate_association = self._guarded(assoc, assoc.acse.negotiate_association)
         assoc.dimse = StagingDimse(assoc, connection, self._begin, lambda reason: self._turn_away(assoc, reason))
 
     def _begin(self, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> IncomingFile:
@@ -183,6 +191,26 @@ class StorageScp:
             maximum_bytes=self._options.maximum_object_bytes,
         )
 
+    def _guarded(self, assoc: Any, step: Callable[..., None]) -> Callable[..., None]:
+        """A step of the library that a peer's odd values can make fail: then the connection ends, and only that."""
+
+        def guarded(*arguments: Any) -> None:
+            try:
+                step(*arguments)
+            except Exception as error:  # noqa: BLE001  # whatever the library did not expect of a peer
+                log.info("a PDU is at fault", extra={"error": type(error).__name__})
+                self._turn_away(assoc, TurnedAway.PDU_INVALID)
+                assoc.is_aborted, assoc.is_established = True, False
+                assoc._kill = True
+                assoc.dul.kill_dul()
+                if assoc.dul.socket.socket is not None:
+                    assoc.dul.socket.send(_ABORT)
+                assoc.dul.to_user_queue.put(A_P_ABORT())  # wakes the association's thread
+                assoc.dimse.discard_all()
+                _shut(assoc)
+
+        return guarded
+
     def _on_connection_closed(self, event: Any) -> None:
         assoc = event.assoc
         with self._lock:
@@ -195,6 +223,8 @@ class StorageScp:
             self._turn_away(assoc, TurnedAway.NO_REQUEST)
 
     def _on_requested(self, event: Any) -> None:
+        if event.assoc.is_aborted:
+            return
         reason = self._admit(event.assoc)
         if reason is not None and reason.rejection is not None:
             event.assoc.acse.send_reject(*reason.rejection)
@@ -205,6 +235,11 @@ class StorageScp:
     def _admit(self, assoc: Any) -> TurnedAway | None:
         if self._draining.is_set():
             return TurnedAway.DRAINING
+        request = assoc.requestor.primitive
+        if request.application_context_name != _DICOM_APPLICATION_CONTEXT:
+            return TurnedAway.APPLICATION_CONTEXT
+        if 0 < assoc.requestor.maximum_length < _SHORTEST_PDU:
+            return TurnedAway.MAXIMUM_LENGTH
         peer, options = _peer(assoc), self._options
         reason = check_access(options.rules(), peer.called_ae_title, peer.calling_ae_title, peer.address)
         if reason is not None:
@@ -234,6 +269,8 @@ class StorageScp:
 
     def _on_transition(self, event: Any) -> None:
         # AA-1 and AA-8 answer what is invalid or out of turn with an A-ABORT (PS3.8 table 9-10).
+        if event.action == "AE-6" and event.next_state == "Sta13":
+            self._turn_away(event.assoc, TurnedAway.PROTOCOL_VERSION)
         if event.action in ("AA-1", "AA-8") and event.fsm_event not in ("Evt15", "Evt17"):
             self._turn_away(event.assoc, TurnedAway.PDU_INVALID)
 
@@ -268,7 +305,10 @@ class StorageScp:
                 Refusal("object", reason.code, "there is no data set", _peer(event.assoc), status=reason.status)
             )
             return reason.status
-        return self._receiver.receive(incoming, _peer(event.assoc), event.assoc)
+        try:
+            return self._receiver.receive(incoming, _peer(event.assoc), event.assoc)
+        finally:
+            event.assoc.dul._idle_timer.restart()  # the sender was waiting for us, not silent
 
 
 def _forget_dead(of_associations: dict[Any, Any]) -> None:

@@ -128,6 +128,8 @@ class PduReader:
             header = self._read(count)
             if len(header) == _HEADER.size and header[0] in _PDU_TYPES:
                 self._type = header[0]
+            elif header:
+                self._fail(TurnedAway.PDU_INVALID)  # said now: what follows may be too short for another header
             return header
         limit = self._maximum if self._type == _P_DATA else _MAX_CONTROL_PDU
         self._type = None
