@@ -51,7 +51,7 @@ class DrawnFeatures:
 @cache
 def small_data() -> TextData:
     tokenizer = small_tokenizer()
-    reports = [tokenise(tokenizer, training_report(1, index)) for index in range(8)]
+    reports = [tokenise(tokenizer, training_report(1, index)) for index in range(64)]
     layout = prompt_layout(small_model(), tokenizer)
     return TextData(DrawnFeatures(), reports, layout)  # type: ignore[arg-type]
     # DrawnFeatures has the one method of Features that training uses

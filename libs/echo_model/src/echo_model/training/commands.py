@@ -23,6 +23,7 @@ from echo_model.training.corpus import Corpus, training_report
 from echo_model.training.dcd import Distillation, dcd_loss
 from echo_model.training.features import Features
 from echo_model.training.packing import packed_rad_loss
+from echo_model.training.parallel import Share, share_of_this_process
 from echo_model.training.shape import IMAGE_SIZE, QUESTION, TEXT_HIDDEN, new_model, prompt_layout
 from echo_model.training.text_stages import Loss, TextData, ar_loss, rad_loss, train_text
 from echo_model.training.texts import tokenise
@@ -40,20 +41,46 @@ def train(stage: StageName, config: TrainConfig, *, resume: bool = False, say: S
     where its last saved state was, and the file must still say the same. Raises TrainConfigError.
     """
     torch.set_num_threads(config.threads)
-    config.work.mkdir(parents=True, exist_ok=True)
-    _claim(stage, config, resume)
+    share = share_of_this_process()
+    if share.world > 1 and (config.init is None or config.packed_tokens):
+        raise TrainConfigError("several processes need 'init', and rows that are not packed")
+    reports = [training_report(config.seed, index) for index in range(config.phantoms)]
+    with share.first_alone():
+        config.work.mkdir(parents=True, exist_ok=True)
+        _claim(stage, config, resume or share.rank > 0)
+        model, tokenizer = _start(config, [report.text for report in reports[:_TOKENIZER_REPORTS]])
+        features = _features(stage, config, model.model.visual, say)
+    layout = prompt_layout(model, tokenizer)
+    data = TextData(features, [tokenise(tokenizer, report) for report in reports], layout)
+    model.requires_grad_(True)
+    train_text(
+        stage,
+        model,
+        config.work,
+        _loss(stage, config, model, data, share),
+        data.lengths,
+        samples=config.samples,
+        rate=config.learning_rate,
+        batch=config.batch,
+        say=say,
+        share=share,
+    )
+    if share.rank == 0:
+        _finish(stage, config, model, tokenizer, Lexicon.fit(report.text for report in reports))
+        say(f"{stage}  written to {config.out}")
+
+
+def _features(stage: StageName, config: TrainConfig, visual: Any, say: Say) -> Features:
+    """The corpus as the vision tower sees it; the tower is trained first where there is no initial checkpoint."""
     try:
         corpus = Corpus(config.work / f"corpus-{config.seed}", config.seed, config.phantoms)
     except ValueError as error:
         raise TrainConfigError(f"key 'phantoms': {error}") from None
-    reports = [training_report(config.seed, index) for index in range(config.phantoms)]
-    model, tokenizer = _start(config, [report.text for report in reports[:_TOKENIZER_REPORTS]])
-    layout = prompt_layout(model, tokenizer)
     corpus.start()
     try:
         if config.init is None:
             train_tower(
-                model.model.visual,
+                visual,
                 corpus,
                 config.work,
                 samples=config.tower_samples,
@@ -65,24 +92,10 @@ def train(stage: StageName, config: TrainConfig, *, resume: bool = False, say: S
         folder = config.work / f"features-{stage}"
         folder.mkdir(exist_ok=True)
         features = Features(folder, config.phantoms)
-        features.fill(model.model.visual, corpus, config.phantoms, say=say)
+        features.fill(visual, corpus, config.phantoms, say=say)
     finally:
         corpus.stop()
-    data = TextData(features, [tokenise(tokenizer, report) for report in reports], layout)
-    model.requires_grad_(True)
-    train_text(
-        stage,
-        model,
-        config.work,
-        _loss(stage, config, model, data),
-        data.lengths,
-        samples=config.samples,
-        rate=config.learning_rate,
-        batch=config.batch,
-        say=say,
-    )
-    _finish(stage, config, model, tokenizer, Lexicon.fit(report.text for report in reports))
-    say(f"{stage}  written to {config.out}")
+    return features
 
 
 def _claim(stage: StageName, config: TrainConfig, resume: bool) -> None:
@@ -121,17 +134,19 @@ def _start(config: TrainConfig, texts: list[str]) -> tuple[Any, Tokenizer]:
     return loaded.model, loaded.tokenizer
 
 
-def _loss(stage: StageName, config: TrainConfig, model: Any, data: TextData) -> Callable[[Any, int], Loss]:
+def _loss(
+    stage: StageName, config: TrainConfig, model: Any, data: TextData, share: Share
+) -> Callable[[Any, int], Loss]:
     """The stage's loss; batch and noise depend on the step alone, so that resuming is exact."""
     if stage == "ar":
-        return lambda rows, step: ar_loss(model, data, rows, config.decisive_weight)
+        return lambda rows, step: ar_loss(model, data, rows, config.decisive_weight, share)
     if stage == "rad":
 
         def rad(rows: Any, step: int) -> Loss:
             noise = torch.Generator().manual_seed(config.seed * _NOISE + step)
             if config.packed_tokens:
                 return packed_rad_loss(model, data, rows, config.block_length, noise, config.packed_tokens)
-            return rad_loss(model, data, rows, config.block_length, noise)
+            return rad_loss(model, data, rows, config.block_length, noise, share)
 
         return rad
     teacher = copy.deepcopy(model).requires_grad_(False).eval()
@@ -144,7 +159,7 @@ def _loss(stage: StageName, config: TrainConfig, model: Any, data: TextData) -> 
         ce_weight=config.ce_weight,
         reverse=config.reverse_kl,
     )
-    return lambda rows, step: dcd_loss(model, teacher, data, rows, config.block_length, options)
+    return lambda rows, step: dcd_loss(model, teacher, data, rows, config.block_length, options, share)
 
 
 def _finish(stage: StageName, config: TrainConfig, model: Any, tokenizer: Tokenizer, lexicon: Lexicon) -> None:

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from echo_model.training.parallel import Share
 from echo_model.training.rad import rad_mask
 from echo_model.training.rollout import Trajectories, log_probabilities, roll_out, usable
 from echo_model.training.shape import Layout
-from echo_model.training.text_stages import Loss, TextData, embed, hidden_states
+from echo_model.training.text_stages import WHOLE, Loss, TextData, embed, hidden_states
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,13 @@ def student_states(model: Any, layout: Layout, features: torch.Tensor, paths: Tr
 
 
 def distil_loss(
-    student: Any, layout: Layout, features: torch.Tensor, paths: Trajectories, block: int, options: Distillation
+    student: Any,
+    layout: Layout,
+    features: torch.Tensor,
+    paths: Trajectories,
+    block: int,
+    options: Distillation,
+    share: Share = WHOLE,
 ) -> Loss:
     """Loss of the student on given answers, features (B, V, H): KL, end tokens and, if wanted, cross-entropy."""
     states = student_states(student, layout, features, paths, block)
@@ -84,19 +91,29 @@ def distil_loss(
     weights = paths.step[fixed].float() if options.weighted else torch.ones(len(log))
     measure = reverse_divergence if options.reverse else divergence
     apart = measure(paths.top_ids[fixed], paths.top_log[fixed], log)
-    kl = (apart * weights).sum() / weights.sum()
     end_log = log_probabilities(student.lm_head(states[ends]), layout.mask)
-    end = -end_log[:, layout.eos].mean()
-    ce = functional.nll_loss(log, paths.ids[fixed])
+    all_weights, all_ends, all_fixed = share.counts(torch.stack([weights.sum(), ends.sum(), fixed.sum()]))
+    kl = (apart * weights).sum() / all_weights
+    end = -end_log[:, layout.eos].sum() / all_ends
+    ce = functional.nll_loss(log, paths.ids[fixed], reduction="sum") / all_fixed
     agree = (log.detach().argmax(dim=-1) == paths.ids[fixed]).float().mean()
     figures = {"kl": float(kl.detach()), "eos": float(end.detach()), "ce": float(ce.detach()), "agree": float(agree)}
     figures["teacher_steps"] = float(paths.step[fixed].float().mean())
     return kl + options.eos_weight * end + options.ce_weight * ce, figures
 
 
-def dcd_loss(student: Any, teacher: Any, data: TextData, rows: Any, block: int, options: Distillation) -> Loss:
+def dcd_loss(
+    student: Any,
+    teacher: Any,
+    data: TextData,
+    rows: Any,
+    block: int,
+    options: Distillation,
+    share: Share = WHOLE,
+) -> Loss:
     """Let the teacher decode and teach the student what came of it. Answers that loop or never end are left out."""
     layout = data.layout
+    rows = share.own(rows)
     features = data.features.rows(rows)
     longest = layout.positions.shape[1] - layout.length - block
     max_tokens = min(longest, int(data.lengths.max()) + 2 * block)
@@ -114,6 +131,7 @@ def dcd_loss(student: Any, teacher: Any, data: TextData, rows: Any, block: int, 
     use = usable(paths)
     figures = {"used": float(use.float().mean())}
     if not bool(use.any()):
+        share.counts(torch.zeros(3))  # the other processes may have answers, and count together
         return torch.zeros((), requires_grad=True), figures
-    loss, more = distil_loss(student, layout, features[use], paths.chosen(use), block, options)
+    loss, more = distil_loss(student, layout, features[use], paths.chosen(use), block, options, share)
     return loss, figures | more

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from echo_model.training.optim import Optimizers
+from echo_model.training.parallel import Share
 
 
 class Stopped(Exception):
@@ -54,13 +55,17 @@ def run_stage(
     check: Callable[[], dict[str, float]] | None = None,
     check_every_s: float = 900.0,
     stopped: Callable[[], bool] = lambda: False,
+    share: Share | None = None,
 ) -> int:
     """Run a stage up to ``steps`` updates of ``module`` (its parameters that need gradients), resuming in ``work``.
 
     ``loss_of(step)`` builds the loss and figures to show. ``stop_after`` ends early, as an interruption would.
     Curves are appended to ``<name>.jsonl``, and now and then what ``check`` measures. Returns the number of finished
-    steps. Raises Stopped, with the state saved, as soon as ``stopped`` says so.
+    steps. Raises Stopped, with the state saved, as soon as ``stopped`` says so. Of several processes (``share``) the
+    first one writes; all of them read the state.
     """
+    share = share or Share()
+    first_process = share.rank == 0
     state_file, curve = work / f"{name}.state.pt", work / f"{name}.jsonl"
     parameters = [p for p in module.parameters() if p.requires_grad]
     first = step = load_state(state_file, module, optimizers)
@@ -68,20 +73,27 @@ def run_stage(
     sums: dict[str, float] = {}
     count = 0
 
+    def save() -> None:
+        if first_process:
+            save_state(state_file, module, optimizers, step)
+
     def note(entry: dict[str, Any]) -> None:
+        if not first_process:
+            return
         with curve.open("a", encoding="utf-8") as out:
             out.write(json.dumps({"step": step, "samples": step * batch, **entry}) + "\n")
 
     while step < steps and (stop_after is None or step < stop_after):
         if stopped():
-            save_state(state_file, module, optimizers, step)
+            save()
             raise Stopped(f"{name} stopped after {step} of {steps} steps")
         loss, figures = loss_of(step)
         loss.backward()  # type: ignore[no-untyped-call]  # torch publishes no type for it
+        share.add_gradients(parameters)
         optimizers.update(step, clip, parameters)
         step += 1
         count += 1
-        for key, value in {"loss": float(loss.detach()), **figures}.items():
+        for key, value in share.join_figures({"loss": float(loss.detach()), **figures}).items():
             sums[key] = sums.get(key, 0.0) + value
         now = time.monotonic()
         if now - shown > 20 or step == steps:
@@ -93,7 +105,7 @@ def run_stage(
             note(means)
             sums, count, shown = {}, 0, now
         if now - saved > save_every_s:
-            save_state(state_file, module, optimizers, step)
+            save()
             saved = now
         if check is not None and (now - checked > check_every_s or step == steps):
             module.eval()
@@ -103,7 +115,7 @@ def run_stage(
             note({"check": measured})
             checked = time.monotonic()
     if step > first:
-        save_state(state_file, module, optimizers, step)
+        save()
     return step
 
 

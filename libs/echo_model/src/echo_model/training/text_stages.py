@@ -14,11 +14,13 @@ from torch.nn import functional
 from echo_model.training.features import Features
 from echo_model.training.loop import run_stage
 from echo_model.training.optim import Optimizers
-from echo_model.training.rad import draw_noise, lay_out, rad_mask
+from echo_model.training.parallel import Share
+from echo_model.training.rad import Region, draw_noise, lay_out, rad_mask
 from echo_model.training.shape import Layout
 from echo_model.training.texts import TokenisedReport, similar_rows
 
 Loss = tuple[torch.Tensor, dict[str, float]]
+WHOLE = Share()
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,10 @@ def hidden_states(model: Any, embeds: torch.Tensor, positions: torch.Tensor, mas
     return states
 
 
-def ar_loss(model: Any, data: TextData, rows: Any, decisive_weight: float) -> Loss:
+def ar_loss(model: Any, data: TextData, rows: Any, decisive_weight: float, share: Share = WHOLE) -> Loss:
     """Next-token cross-entropy of the reports and their EOS; decisive tokens count ``decisive_weight`` times."""
     layout = data.layout
+    rows = share.own(rows)
     reports = [data.reports[row] for row in rows]
     length = max(len(report.ids) for report in reports) + 1
     ids = torch.full((len(reports), length), layout.eos)
@@ -77,16 +80,21 @@ def ar_loss(model: Any, data: TextData, rows: Any, decisive_weight: float) -> Lo
     hit = (logits.detach().argmax(-1) == ids[counted]).float()
     strong = weights[counted] > 1
     figures = {"ce": float(losses.detach().mean()), "hit": float(hit.mean()), "hit_decisive": float(hit[strong].mean())}
-    return (losses * weights[counted]).sum() / weights.sum(), figures
+    return (losses * weights[counted]).sum() / share.counts(weights.sum()), figures
 
 
-def rad_loss(model: Any, data: TextData, rows: Any, block: int, generator: torch.Generator) -> Loss:
+def rad_loss(
+    model: Any, data: TextData, rows: Any, block: int, generator: torch.Generator, share: Share = WHOLE
+) -> Loss:
     """Cross-entropy of masked tokens in two complementary noisy copies: every token of a response counts once."""
     layout = data.layout
     prefix = layout.length // block * block
     tail = layout.prompt[prefix:]
     region = lay_out(tail, [torch.from_numpy(data.reports[row].ids) for row in rows], block, layout.eos)
     noise = draw_noise(region.open, block, generator)
+    if share.world > 1:  # the noise is drawn for the whole batch, so that every process count trains on the same
+        own = torch.from_numpy(share.own(np.arange(len(rows))))
+        rows, noise, region = share.own(rows), noise[:, own], Region(region.ids[own], region.open[own])
     noisy = [region.ids.masked_fill(masked, layout.mask) for masked in noise]
     start = layout.prompt[:prefix][None].expand(len(rows), -1)
     full = torch.cat([start, region.ids, *noisy], dim=1)
@@ -100,7 +108,7 @@ def rad_loss(model: Any, data: TextData, rows: Any, block: int, generator: torch
     logits = model.lm_head(states[masked])
     losses = functional.cross_entropy(logits, truth, reduction="none")
     hit = (logits.detach().argmax(-1) == truth).float()
-    return losses.sum() / region.open.sum(), {"hit": float(hit.mean())}
+    return losses.sum() / share.counts(region.open.sum()), {"hit": float(hit.mean())}
 
 
 def train_text(
@@ -118,6 +126,7 @@ def train_text(
     say: Callable[[str], None] = lambda line: None,
     check: Callable[[], dict[str, float]] | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    share: Share = WHOLE,
 ) -> None:
     """Train the language model with a stage's ``loss(rows, step)``; the vision tower gets no gradients."""
     model.model.visual.requires_grad_(False)
@@ -148,5 +157,6 @@ def train_text(
         say=say,
         check=check,
         stopped=stopped,
+        share=share,
     )
     model.eval()
