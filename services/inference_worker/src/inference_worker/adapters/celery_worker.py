@@ -24,7 +24,7 @@ from pipeline.taskqueue import QUEUES, TASK_GENERATE_REPORT, celery_config
 
 log = logging.getLogger(__name__)
 
-_CONSUMER_END_S, _GIVE_UP_S = 3.0, 6.0
+_CONSUMER_END_S, _GIVE_UP_S, _RESTART_PAUSE_S = 3.0, 6.0, 1.0
 
 Process = Callable[[int, str, bool], object]
 """(attempt, manifest reference, redelivered) -> anything; raises `TransientError` to have the task come back."""
@@ -70,8 +70,11 @@ class CeleryWorker:
         self._app = app
         self.consuming = threading.Event()
         self.drained = threading.Event()
-        self._controller = WorkController(
-            app=app,
+        self._controller = self._new_controller()
+
+    def _new_controller(self) -> WorkController:
+        return WorkController(
+            app=self._app,
             queues=list(QUEUES.values()),  # in the order of priority
             loglevel="INFO",
             without_mingle=True,  # workers have nothing to tell each other
@@ -90,6 +93,17 @@ class CeleryWorker:
         threading.Thread(target=warn, name="celery-stop", daemon=True).start()
         try:
             self._controller.start()
+            while not stop.is_set():
+                # A broker that dies while it is spoken to can end Celery's consumer for good (kombu gives tasks back
+                # on a connection that is no more). The tasks in hand were finished; the model stays loaded.
+                log.error("celery ended by itself, starting it anew")
+                self.consuming.clear()
+                stop.wait(_RESTART_PAUSE_S)
+                state.reset_state()
+                state.should_stop = 0 if stop.is_set() else None
+                self._app.pool.force_close_all()
+                self._controller = self._new_controller()
+                self._controller.start()
         finally:
             self.consuming.clear()
             self.drained.set()
