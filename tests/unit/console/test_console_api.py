@@ -236,3 +236,14 @@ def test_refusals_are_found_by_sender_time_and_reason(console: Console) -> None:
         3,
     )
     assert found(cursor=first["next"]) == ids[2::-1]
+
+
+def test_the_page_of_refusals_finds_them_by_sender_and_reason(console: Console) -> None:
+    assert "No sender was refused" in console.http.get("/refusals").text
+    console.feed([refused(1), refused(2, calling="MOBILE1"), refused(3, code="truncated")])
+    page = console.http.get("/refusals").text
+    assert page.count('data-label="Sender"') == 3
+    assert "MOBILE1" in page
+    only = console.http.get("/refusals?calling_ae_title=MOBILE1&reason=").text
+    assert only.count('data-label="Sender"') == 1
+    assert "No refusal matches" in console.http.get("/refusals?reason=nonsense").text

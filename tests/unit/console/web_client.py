@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fastapi.testclient import TestClient
 
+from console.adapters.actions import Actions
 from console.adapters.image_service import ImageService
 from console.adapters.live import ChangeFeed
 from console.adapters.projection import SqlProjection, begin_generation
@@ -25,7 +26,15 @@ from pipeline.store import LocalObjectStore
 class Console:
     """Feed it events, ask it by HTTP."""
 
-    def __init__(self, url: str, folder: Path, *, max_pixels: int = 64_000_000, dicom_hint: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        folder: Path,
+        *,
+        max_pixels: int = 64_000_000,
+        dicom_hint: str | None = None,
+        actions: Actions | None = None,
+    ) -> None:
         self.database = Database(url)
         self.database.migrate(MIGRATIONS)
         begin_generation(self.database, 1)
@@ -42,6 +51,7 @@ class Console:
             {"database": self.database.ping},
             ready,
             self.stop,
+            actions or Actions({}),
         )
         self.http = TestClient(self.app)
 

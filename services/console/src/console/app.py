@@ -8,6 +8,7 @@ from pathlib import Path
 from sqlalchemy.engine import Connection
 
 from console.adapters import tables
+from console.adapters.actions import Actions
 from console.adapters.image_service import ImageService
 from console.adapters.live import ChangeFeed
 from console.adapters.projection import SqlProjection, begin_generation
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     runner.on_stop(bus.close)
     checks = {"database": database.ping, "bus": bus.ping}
     queries = Queries(database)
+    actions = Actions({"dispatcher": settings.dispatcher_url, "fhir_writer": settings.fhir_writer_url})
+    runner.on_stop(actions.close)
     app = make_app(
         queries,
         ImageService(lambda: make_object_store(settings), settings.max_image_pixels),
@@ -58,5 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         checks,
         runner.ready,
         runner.stop,
+        actions,
     )
     return runner.run(checks, app=app)

@@ -27,6 +27,15 @@ class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSetting
         le=1_000_000,
         description="Raise it by one to empty the read model and fill it again from what the topics still hold.",
     )
+    dispatcher_url: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="The dispatcher's HTTP address. With it the pages have buttons to release, decline, replay and "
+        "discard; whoever reaches the console can use them.",
+    )
+    fhir_writer_url: str | None = Field(
+        None, pattern=r"^https?://", description="The FHIR writer's HTTP address, for the button `Deliver again`."
+    )
     max_image_pixels: int = Field(
         64_000_000,
         ge=1,

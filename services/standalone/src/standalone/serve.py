@@ -151,6 +151,8 @@ def plan(options: ServeOptions, data: DataDir) -> tuple[list[list[ChildSpec]], M
         "fhir_writer": {"ECHO_OUT_OF_DOMAIN": options.out_of_domain},
         "console": {
             "ECHO_DICOM_HINT": f"AE title {options.ae_title}, host {options.host}, port {options.dicom_port}",
+            "ECHO_DISPATCHER_URL": urls["dispatcher"],
+            "ECHO_FHIR_WRITER_URL": urls["fhir_writer"],
         },
     }
     queue = ChildSpec(name="valkey", argv=valkey.server_argv(sock, data.valkey), ready=lambda: valkey.answers(sock))
@@ -158,7 +160,7 @@ def plan(options: ServeOptions, data: DataDir) -> tuple[list[list[ChildSpec]], M
     others = [_ehr_child(data, ports["ehr"], public_fhir)] + [service(name, **settings.get(name, {})) for name in names]
     routes = {
         "/fhir": urls["ehr"],
-        "/v1/outstanding": urls["dispatcher"],
+        **{f"/v1/{name}": urls["dispatcher"] for name in ("outstanding", "held", "jobs", "dead-letters", "pause")},
         "/v1/deliveries": urls["fhir_writer"],
         "/": urls["console"],
     }

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 
 import jinja2
-from fastapi import APIRouter, HTTPException, Query
-from starlette.responses import HTMLResponse, Response
+from fastapi import APIRouter, HTTPException, Query, Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from console.adapters.models import DeadLetterOut, StudyItem, study_detail
-from console.adapters.queries import COUNT_LIMIT, Queries, StudyFilter
+from console.adapters.actions import Actions
+from console.adapters.models import DeadLetterOut, RefusalOut, StudyItem, study_detail
+from console.adapters.queries import COUNT_LIMIT, Queries, RefusalFilter, StudyFilter
 from console.domain.state import NEEDS_A_PERSON, STATES
 
 _TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -71,8 +72,9 @@ def plain(code: str) -> str:
 class Pages:
     """Renders templates; every value is escaped."""
 
-    def __init__(self, queries: Queries, dicom_hint: str | None) -> None:
+    def __init__(self, queries: Queries, actions: Actions, dicom_hint: str | None) -> None:
         self._queries = queries
+        self._actions = actions
         self._dicom_hint = dicom_hint
         self._env = jinja2.Environment(
             loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -120,15 +122,37 @@ class Pages:
 
     def study(self, study_instance_uid: str) -> Response:
         """One study."""
-        study = study_detail(*self._queries.study(study_instance_uid))
+        facts, images = self._queries.study(study_instance_uid)
+        study = study_detail(facts, images)
         if study is None:
             raise HTTPException(404, "No study with this UID has been received.")
         return self._html(
             "study.html",
             study=study,
+            actions=self._actions.of(facts),
             picture=next((image for image in study.images if image.has_pixel_data), None),
             now=datetime.now(UTC),
             total_s=_total_s(study.timeline, study.version),
+            problem_count=self._queries.problem_count(),
+        )
+
+    def act(self, study_instance_uid: str, name: str) -> Response:
+        """Do what a button says, and show the study again."""
+        facts, _ = self._queries.study(study_instance_uid)
+        self._actions.do(facts, name)
+        return RedirectResponse(f"/studies/{study_instance_uid}", status_code=303)
+
+    def refusals(self, values: Mapping[str, str], cursor: str | None) -> Response:
+        """What senders were refused."""
+        search = {name: value.strip() for name, value in values.items() if value.strip()}
+        wanted = RefusalFilter(search.get("calling_ae_title"), search.get("reason"))
+        page = self._queries.refusals(wanted, cursor or None, _PAGE_SIZE)
+        return self._html(
+            "refusals.html",
+            refusals=[RefusalOut.of_row(row) for row in page.rows],
+            next_link="/refusals?" + urlencode({**search, "cursor": page.next}) if page.next else None,
+            first_link="/refusals?" + urlencode(search) if cursor else None,
+            search=search,
             problem_count=self._queries.problem_count(),
         )
 
@@ -171,6 +195,17 @@ def page_router(pages: Pages) -> APIRouter:
     @router.get("/problems")
     def problems() -> Response:
         return pages.problems()
+
+    @router.get("/refusals")
+    def refusals(calling_ae_title: _Word = "", reason: _Word = "", cursor: _Cursor = "") -> Response:
+        return pages.refusals({"calling_ae_title": calling_ae_title, "reason": reason}, cursor)
+
+    @router.post("/studies/{study_instance_uid}/{action}")
+    def act(study_instance_uid: str, action: str, request: Request) -> Response:
+        # A page of another site may let a reader's browser send a form; browsers say so in this header.
+        if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            raise HTTPException(403, "Requests from pages of other sites are refused.")
+        return pages.act(study_instance_uid, action)
 
     @router.get("/studies/{study_instance_uid}")
     def study(study_instance_uid: str) -> Response:

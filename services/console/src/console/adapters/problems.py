@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from console.adapters.actions import NotDone
 from console.adapters.pixels import NotShown
 from console.adapters.queries import WrongCursor
 from pipeline.database import is_transient
@@ -72,6 +73,10 @@ def install(app: FastAPI, page: ErrorPage) -> None:
         assert isinstance(error, NotShown)
         return answer(request, 422, str(error), code=error.code)
 
+    async def not_done(request: Request, error: Exception) -> Response:
+        assert isinstance(error, NotDone)
+        return answer(request, error.status, str(error), code="not_done")
+
     async def object_gone(request: Request, _error: Exception) -> Response:
         return answer(request, 404, "The object is no longer in the object store.", code="object_not_found")
 
@@ -86,6 +91,7 @@ def install(app: FastAPI, page: ErrorPage) -> None:
         RequestValidationError: wrong_request,
         WrongCursor: wrong_cursor,
         NotShown: not_shown,
+        NotDone: not_done,
         ObjectNotFound: object_gone,
     }
     for kind, handler in handlers.items():

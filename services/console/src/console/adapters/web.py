@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
 from console.adapters import problems
+from console.adapters.actions import Actions
 from console.adapters.api import api_router
 from console.adapters.image_service import ImageService
 from console.adapters.live import ChangeFeed
@@ -28,6 +29,7 @@ def make_app(
     checks: Mapping[str, Check],
     ready: threading.Event,
     stop: threading.Event,
+    actions: Actions,
 ) -> FastAPI:
     """Everything that answers on the HTTP port."""
     app = FastAPI(
@@ -39,7 +41,7 @@ def make_app(
         redoc_url=None,
         routes=health_routes(checks, ready),
     )
-    pages = Pages(queries, dicom_hint)
+    pages = Pages(queries, actions, dicom_hint)
     problems.install(app, pages.error)
     app.include_router(api_router(queries, images, feed, stop))
     app.include_router(page_router(pages))

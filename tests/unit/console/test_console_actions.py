@@ -1,0 +1,122 @@
+"""Buttons: what can be done about a study, who is asked, and what is said when it cannot be done. Refusals found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from console.adapters.actions import Actions
+from console.domain.actions import actions_of
+from console.domain.facts import fact_of
+from pipeline.events import STUDY_COMPLETED, Event
+from unit.console.study_events import StudyEvents
+from unit.console.web_client import Console
+
+Answer = Callable[[httpx.Request], httpx.Response]
+
+
+class Services:
+    """Dispatcher and FHIR writer as they answer."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.status = 202
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(f"{request.method} {request.url}")
+        if self.status == 0:
+            raise httpx.ConnectError("away", request=request)
+        return httpx.Response(self.status, json={"title": "the study does not wait any more"})
+
+
+@pytest.fixture
+def services() -> Services:
+    return Services()
+
+
+@pytest.fixture
+def console(tmp_path: Path, services: Services) -> Iterator[Console]:
+    client = httpx.Client(transport=httpx.MockTransport(services.answer))
+    actions = Actions({"dispatcher": "http://dispatcher:8080/", "fhir_writer": "http://writer:8080"}, client)
+    running = Console(f"sqlite:///{tmp_path}/console.sqlite3", tmp_path, actions=actions)
+    yield running
+    running.close()
+    actions.close()
+
+
+CASES: dict[str, tuple[Callable[[StudyEvents], list[Event]], list[str]]] = {
+    "held": (lambda s: [s.completed(), s.held()], ["release", "decline"]),
+    "released": (lambda s: [s.completed(), s.held(), s.requested()], []),
+    "skipped": (lambda s: [s.completed(), s.skipped()], []),
+    "failed": (lambda s: [s.requested(), s.failed()], ["replay", "discard"]),
+    "tried again": (lambda s: [s.requested(), s.failed(), s.requested(attempt=2)], []),
+    "failing": (lambda s: [s.requested(), s.failed(retryable=True)], []),
+    "parked by the writer": (lambda s: [s.generated(), s.parked()], ["deliver"]),
+    "held, released, parked": (lambda s: [s.held(), s.requested(), s.generated(), s.parked()], ["deliver"]),
+    "a dead letter": (lambda s: [s.completed(), s.dead_letter(STUDY_COMPLETED, "dispatcher")], ["retry"]),
+    "an old version failed": (lambda s: [s.requested(), s.failed(), s.opened(version=2)], []),
+    "delivered": (lambda s: s.all_delivered(), []),
+}
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_what_can_be_done(case: str) -> None:
+    events, expected = CASES[case]
+    assert [action.name for action in actions_of([fact_of(event) for event in events(StudyEvents())])] == expected
+
+
+def test_nothing_is_known_so_nothing_can_be_done() -> None:
+    assert actions_of([]) == []
+
+
+def test_a_button_asks_the_service_and_the_study_is_shown_again(console: Console, services: Services) -> None:
+    study = StudyEvents()
+    console.feed([study.completed(), study.held()])
+    page = console.http.get(f"/studies/{study.uid}").text
+    assert f'action="/studies/{study.uid}/release"' in page
+    answer = console.http.post(f"/studies/{study.uid}/release", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, f"/studies/{study.uid}")
+    assert services.asked == [f"POST http://dispatcher:8080/v1/held/{study.uid}/release"]
+
+
+def test_a_failed_study_is_tried_again_by_its_job(console: Console, services: Services) -> None:
+    study = StudyEvents()
+    failed = study.failed()
+    console.feed([study.requested(), failed])
+    console.http.post(f"/studies/{study.uid}/replay", follow_redirects=False)
+    assert services.asked == [f"POST http://dispatcher:8080/v1/jobs/{failed.data['job_id']}/replay"]
+
+
+@pytest.mark.parametrize(
+    ("status", "told", "words"),
+    [(409, 409, "the study does not wait any more"), (500, 503, "try again"), (0, 503, "does not answer")],
+)
+def test_what_cannot_be_done_is_said(console: Console, services: Services, status: int, told: int, words: str) -> None:
+    study = StudyEvents()
+    console.feed([study.completed(), study.held()])
+    services.status = status
+    answer = console.http.post(f"/studies/{study.uid}/decline")
+    assert answer.status_code == told
+    assert words in answer.text
+
+
+def test_what_is_not_offered_is_not_done(console: Console, services: Services) -> None:
+    study = StudyEvents()
+    console.feed([study.completed(), study.held()])
+    assert console.http.post(f"/studies/{study.uid}/discard").status_code == 409
+    assert console.http.post("/studies/2.25.404/release").status_code == 409
+    foreign = console.http.post(f"/studies/{study.uid}/release", headers={"sec-fetch-site": "cross-site"})
+    assert foreign.status_code == 403
+    assert services.asked == []
+
+
+def test_without_addresses_there_are_no_buttons(tmp_path: Path) -> None:
+    console = Console(f"sqlite:///{tmp_path}/console.sqlite3", tmp_path)
+    study = StudyEvents()
+    console.feed([study.completed(), study.held()])
+    assert "<button" not in console.http.get(f"/studies/{study.uid}").text
+    assert console.http.post(f"/studies/{study.uid}/release").status_code == 409
+    console.close()
