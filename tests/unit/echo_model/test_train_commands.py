@@ -309,6 +309,15 @@ def test_a_stage_goes_from_checkpoint_to_checkpoint(tmp_path: Path, init: Path, 
     assert (tmp_path / "work" / f"{stage}.jsonl").is_file()
 
 
+def test_adapters_leave_a_plain_checkpoint(tmp_path: Path, init: Path) -> None:
+    train("rad", read_config(toml(tmp_path, init="init", lora_rank=2), "rad"))
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("init", "out"))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.endswith("proj.weight") and "visual" not in name for name in changed)
+
+
 def test_packed_rows_train_as_well(tmp_path: Path, init: Path) -> None:
     train("rad", read_config(toml(tmp_path, init="init", packed_tokens=600), "rad"))
     curve = (tmp_path / "work" / "rad.jsonl").read_text("utf-8")

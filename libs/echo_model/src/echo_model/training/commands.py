@@ -22,6 +22,7 @@ from echo_model.training.config import StageName, TrainConfig, TrainConfigError
 from echo_model.training.corpus import Corpus, training_report
 from echo_model.training.dcd import Distillation, dcd_loss
 from echo_model.training.features import Features
+from echo_model.training.lora import add_adapters, merge_adapters
 from echo_model.training.packing import packed_rad_loss
 from echo_model.training.parallel import Share, share_of_this_process
 from echo_model.training.shape import IMAGE_SIZE, QUESTION, TEXT_HIDDEN, new_model, prompt_layout
@@ -53,6 +54,7 @@ def train(stage: StageName, config: TrainConfig, *, resume: bool = False, say: S
     layout = prompt_layout(model, tokenizer)
     data = TextData(features, [tokenise(tokenizer, report) for report in reports], layout)
     model.requires_grad_(True)
+    adapters = add_adapters(model, config.lora_rank, config.seed) if config.lora_rank else None
     train_text(
         stage,
         model,
@@ -65,6 +67,8 @@ def train(stage: StageName, config: TrainConfig, *, resume: bool = False, say: S
         say=say,
         share=share,
     )
+    if adapters is not None:
+        model = merge_adapters(adapters)
     if share.rank == 0:
         _finish(stage, config, model, tokenizer, Lexicon.fit(report.text for report in reports))
         say(f"{stage}  written to {config.out}")

@@ -25,6 +25,7 @@ class TrainConfig:
     checkpoint to start from (the demo model's shape); only `ar` goes without one, and then trains a vision tower on
     `tower_samples` first. `seed`: series of phantoms, fresh weights and noise. `phantoms`: size of the corpus.
     `samples`: how many are learnt from, again and again.
+    `lora_rank`: 0 trains all weights of the language model, else adapters of that rank, merged at the end.
     `decisive_weight` belongs to `ar`, `packed_tokens` (length of the rows that a batch is packed into, 0 for one padded
     row a sample) to `rad`, `block_length` to `rad` and `dcd`. To `dcd` belong `tau` (confidence at which the teacher
     fixes a token), `top_k`, `eos_weight`, `ce_weight`, `weighted` (weights by unmasking step), `reverse_kl` and
@@ -40,6 +41,7 @@ class TrainConfig:
     batch: int = 8
     learning_rate: float = 1e-3
     threads: int = 1
+    lora_rank: int = 0
     tower_samples: int = 18_000
     decisive_weight: float = 5.0
     packed_tokens: int = 0
@@ -117,7 +119,13 @@ def _number(file: Path, key: str, value: Any, default: Any) -> int | float | boo
         raise TrainConfigError(
             f"{file}: key {key!r} must be {'a whole number' if whole else 'a number'}, not {value!r}"
         )
-    least = 0 if key in {"seed", "eos_weight", "ce_weight", "canonical", "packed_tokens"} else 1 if whole else None
+    least = (
+        0
+        if key in {"seed", "eos_weight", "ce_weight", "canonical", "packed_tokens", "lora_rank"}
+        else 1
+        if whole
+        else None
+    )
     if value != value or value == float("inf") or (value <= 0 if least is None else value < least):
         raise TrainConfigError(f"{file}: key {key!r} must be {'positive' if least is None else f'at least {least}'}")
     return int(value) if whole else float(value)
