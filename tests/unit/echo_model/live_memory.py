@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 def peak_bytes(work: Callable[[], Any]) -> int:
     """Peak over what lived before, as the allocator reports it: temporaries inside operators are seen too."""
     gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recording:
         result = work()
     del result
     with tempfile.TemporaryDirectory() as folder:
