@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from echo_model import GenerationSettings, ReportEngine
+from echo_model import GenerationSettings, ReportEngine, demo_checkpoint_path
 from echo_model.data.labels import FINDINGS, Finding
 from echo_model.data.phantoms import generate_phantom
+from echo_model.evaluation.rails import measure_rails, table
 from echo_model.guards import GARBLED
 
 SEED = 77_001  # a series that no training, threshold or model card uses
@@ -49,6 +50,27 @@ def test_fused_and_separate_passes_write_the_same_text(engine: ReportEngine) -> 
             apart = engine.generate(image, GenerationSettings(denoising_steps=steps, fused=False))
             assert fused.token_ids == apart.token_ids
             assert apart.stats.forward_passes == fused.stats.forward_passes + fused.stats.blocks - 1
+
+
+def test_decoded_together_or_alone_the_texts_are_the_same(engine: ReportEngine) -> None:
+    """float32: what a batch adds to the rounding changes no token."""
+    films = [generate_phantom(SEED, index).image for index in range(6)]
+    for settings in (GenerationSettings(), GenerationSettings(denoising_steps=1)):
+        alone = [engine.generate(film, settings).token_ids for film in films]
+        together = [future.result(120).token_ids for future in [engine.submit(film, settings) for film in films]]
+        assert together == alone
+
+
+def test_second_attempts_mend_what_forced_one_step_decoding_breaks() -> None:
+    result = measure_rails(demo_checkpoint_path(), 4, SEED, gate=0.5)
+    forced, mended = result["one_step"]["off"], result["one_step"]["gate and redenoise"]
+    assert mended["garbled_sentences"] <= 0.2 * forced["garbled_sentences"]
+    assert mended["agrees"] >= forced["agrees"]
+    assert mended["redenoised_fraction"] + mended["gated_fraction"] > 0
+    assert mended["more_forward_passes"] == pytest.approx(
+        mended["forward_passes"] / forced["forward_passes"] - 1, abs=1e-3
+    )
+    assert "garbled" in table(result)
 
 
 def test_the_guards_leave_its_usual_reports_alone_and_see_forced_one_step_text(engine: ReportEngine) -> None:

@@ -26,6 +26,11 @@ def add_guards(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="demo", metavar="PATH", help='checkpoint folder or "demo" (default)')
     parser.add_argument("--cases", type=int, default=200, metavar="N", help="defects of each kind (default 200)")
     parser.add_argument("--texts", type=int, default=1_000, metavar="N", help="good texts (default 1000)")
+    parser.add_argument(
+        "--phantoms", type=int, default=0, metavar="N", help="also decode N phantoms with the rails off and on"
+    )
+    parser.add_argument("--seed", type=int, default=None, help="their series (default: the held-out one)")
+    parser.add_argument("--gate", type=float, default=0.5, help="confidence that the gate asks for (default 0.5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.set_defaults(run=_guards)
 
@@ -67,14 +72,23 @@ def _lexicon(args: argparse.Namespace) -> int:
 
 
 def _guards(args: argparse.Namespace) -> int:
+    from echo_model.evaluation import rails
     from echo_model.evaluation.guards import measure_guards, table
+    from echo_model.evaluation.phantoms import HELD_OUT_SEED
 
+    if args.phantoms < 0:
+        raise EchoModelError("--phantoms must not be negative")
     if args.cases < 2 or args.texts < args.cases:
         raise EchoModelError("--cases must be at least 2, and --texts at least as many as --cases")
     if args.json is not None and not args.json.absolute().parent.is_dir():
         raise EchoModelError(f"{args.json}: its folder does not exist")
     result = measure_guards(_folder(args.model), cases=args.cases, texts=args.texts)
+    if args.phantoms:
+        seed = HELD_OUT_SEED if args.seed is None else args.seed
+        result["decoding"] = rails.measure_rails(_folder(args.model), args.phantoms, seed, gate=args.gate)
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     _say(table(result))
+    if args.phantoms:
+        _say(rails.table(result["decoding"]))
     return 0
