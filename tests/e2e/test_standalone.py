@@ -43,7 +43,7 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedFlow]:
     running = EmbeddedFlow(
         tmp_path_factory.mktemp("standalone") / "data",
         "--register-patients", "none", "--out-of-domain", "park",
-        env={"ECHO_PATIENT_MATCH_GRACE_SECONDS": "1"},
+        env={"ECHO_PATIENT_MATCH_GRACE_SECONDS": "1", "ECHO_MISSING_EVIDENCE": "ask"},
     )  # fmt: skip
     try:
         running.wait_ready()
@@ -129,6 +129,31 @@ def test_an_unknown_patient_parks_and_is_delivered_when_known(flow: EmbeddedFlow
     httpx.post(f"{flow.console_url}/v1/deliveries/{study.uid}/replay", timeout=30).raise_for_status()
     _ends_as(flow, study.uid, "delivered")
     assert len(reports_of(flow, study.patient_id)) == 1
+
+
+@pytest.mark.parametrize("decision", ["release", "decline"])
+def test_a_study_in_doubt_waits_for_a_person_who_decides_in_the_console(
+    flow: EmbeddedFlow, phantom: Path, decision: str
+) -> None:
+    study = Study(phantom, _run(), 1)
+    _register(flow, study)
+    image = study.image()
+    for keyword in ("ViewPosition", "SeriesDescription", "ProtocolName", "StudyDescription"):
+        setattr(image, keyword, "")
+    assert send(image, flow.dicom_port) == 0x0000
+    assert _ends_as(flow, study.uid, "parked")["reason"]["code"] == "view_unknown"
+    held = httpx.get(f"{flow.console_url}/v1/held", timeout=30).json()["items"]
+    assert study.uid in [item["study_instance_uid"] for item in held]
+    page = httpx.get(f"{flow.console_url}/studies/{study.uid}", timeout=30).text
+    assert f'action="/studies/{study.uid}/{decision}"' in page
+    answer = httpx.post(f"{flow.console_url}/studies/{study.uid}/{decision}", timeout=30)
+    assert answer.status_code == 303, answer.text
+    if decision == "release":
+        _ends_as(flow, study.uid, "delivered")
+        assert len(reports_of(flow, study.patient_id)) == 1
+    else:
+        assert _ends_as(flow, study.uid, "skipped")["reason"]["code"] == "declined_by_person"
+        assert reports_of(flow, study.patient_id) == []
 
 
 def test_an_image_unlike_any_phantom_is_held_with_a_plain_statement(flow: EmbeddedFlow, phantom: Path) -> None:
