@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from echo_model import bench_command, demo_checkpoint_path, evaluate_command, guard_commands
+from echo_model import bench_command, corpus_commands, demo_checkpoint_path, evaluate_command, guard_commands
 from echo_model.errors import EchoModelError
 from echo_model.settings import GenerationSettings
 
@@ -73,12 +73,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(evaluate)
     material = evaluate.add_mutually_exclusive_group(required=True)
     material.add_argument("--phantoms", type=_positive, metavar="N")
-    material.add_argument("--corpus", type=Path, metavar="DIR", help="images and labels.jsonl, as phantoms writes them")
+    material.add_argument("--corpus", type=Path, metavar="DIR", help="a folder of phantoms, or a corpus (see `corpus`)")
     evaluate.add_argument("--seed", type=_seed, default=None, help="series of phantoms (default: one held out)")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     evaluate_command.add_options(evaluate)
     _add_decoding(evaluate)
     evaluate.set_defaults(run=_evaluate)
+
+    corpus = commands.add_parser("corpus", help="convert, validate or normalise a corpus of radiographs with reports")
+    corpus_commands.add_commands(corpus)
 
     train = commands.add_parser("train", help="train one stage on phantoms, from checkpoint to checkpoint")
     train.add_argument("stage", choices=("ar", "rad", "dcd"), help="left to right, block diffusion, one-step")

@@ -1,4 +1,8 @@
-"""Reads a labelled folder, as ``echo-model phantoms`` writes it: ``<id>.png`` and a line of ``labels.jsonl`` each."""
+"""Reads what is evaluated: a folder as ``echo-model phantoms`` writes it, or a corpus in the one format of `corpora`.
+
+A folder of phantoms has ``<id>.png`` and a line of ``labels.jsonl`` each, with the truth. A corpus has reports alone:
+there the finding extractor reads the reference report, so that scores say how far two texts agree, not who is right.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from echo_model.corpora.entry import INDEX, CorpusError, image_root, read_index
+from echo_model.data.findings import extract_findings
 from echo_model.data.labels import FINDINGS, Finding, Side
-from echo_model.errors import EchoModelError, ImageError
+from echo_model.errors import ImageError
 from echo_model.images import read_image
 
 LABELS = "labels.jsonl"
-
-
-class CorpusError(EchoModelError):
-    """The folder cannot be used. The text names the file, and the line of ``labels.jsonl`` if one is to blame."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,12 @@ class CorpusEntry:
 
 
 def read_corpus(folder: Path, split: str | None = None) -> list[CorpusEntry]:
-    """All entries of ``folder`` in the order of its ``labels.jsonl``; blank lines are passed over.
+    """All entries of ``folder`` in the order of its lines, of one split if named; blank lines are passed over.
 
     Every image is opened once, so that a broken one is told before hours of work. Raises CorpusError.
     """
+    if (folder / INDEX).is_file():
+        return _read_index(folder, split)
     if split is not None:
         raise CorpusError(f"{folder}: a folder of phantoms has no splits")
     labels = folder / LABELS
@@ -56,6 +60,37 @@ def read_corpus(folder: Path, split: str | None = None) -> list[CorpusEntry]:
     if not entries:
         raise CorpusError(f"{labels}: no entry")
     return entries
+
+
+def _read_index(folder: Path, split: str | None) -> list[CorpusEntry]:
+    """Entries of a corpus in the one format."""
+    rows, problems = read_index(folder)
+    if problems:
+        raise CorpusError(f"{folder}: {problems[0]}")
+    root = image_root(folder)
+    entries: list[CorpusEntry] = []
+    for row in rows:
+        if split not in (None, row.split):
+            continue
+        try:
+            read_image(root / row.image)
+        except ImageError as error:
+            raise CorpusError(f"{folder}: {row.where}: {error}") from None
+        entries.append(CorpusEntry(root / row.image, _said(row.report), row.report))
+    if not entries:
+        raise CorpusError(f"{folder}: no entry" + (f" of the split {split!r}" if split else ""))
+    return entries
+
+
+def _said(report: str) -> dict[str, Finding]:
+    """What a report says is there; what it hedges counts as absent, as it does in a generated text."""
+    said = extract_findings(report)
+    return {
+        name: Finding(True, said[name].side)
+        if name in said and said[name].state == "present"
+        else Finding(present=False)
+        for name in FINDINGS
+    }
 
 
 def _entry(folder: Path, line: bytes) -> CorpusEntry:
