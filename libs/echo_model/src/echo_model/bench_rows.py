@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -178,6 +179,8 @@ def _others(what: Subject, text: TextModel) -> list[Row]:
         Row("own autoregressive", "decode", own.decode, single, 1, needed=True),
         Row("Hugging Face generate", "decode", lambda: huggingface_generate(model, inputs, what.tokens), single, 1),
     ]
+    if find_spec("torchao") is not None:
+        rows.append(_small(what, text))
     if what.prompt.length % block == 0:
         wide = _decode_work(what, 1, 2 * block, 2 * block)
         plain = rules(what, block)
@@ -192,6 +195,21 @@ def _others(what: Subject, text: TextModel) -> list[Row]:
             )
         )
     return rows
+
+
+def _small(what: Subject, text: TextModel) -> Row:
+    """The engine's decoding on 8-bit weights, which are made when the row is warmed up."""
+    from echo_model.quantise import quantised
+
+    loops: list[BlockDiffusion] = []
+
+    def run() -> Timing:
+        if not loops:
+            loops.append(BlockDiffusion(quantised(text), what.prompt, rules(what, HEADLINE_BLOCK)))
+        return loops[0].decode()
+
+    name = f"fused block {HEADLINE_BLOCK}, 8-bit weights"
+    return Row(name, "decode", run, None, HEADLINE_BLOCK, warm_ups=_warm_ups(what))
 
 
 def _parts(what: Subject, text: TextModel) -> list[Row]:
