@@ -36,13 +36,15 @@ check: setup  ## what pre-commit and CI run: format, lint, types, import rules, 
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/lint_schemas.py
 	$(BIN)/python scripts/gen_settings_docs.py --check
+	$(BIN)/python benchmarks/render.py --check
 
 format: setup  ## put the code into the common format
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
-docs: setup  ## write docs/settings.md anew
+docs: setup  ## write docs/settings.md and the tables of docs/dicom-conformance.md anew
 	$(BIN)/python scripts/gen_settings_docs.py
+	$(BIN)/python scripts/gen_conformance_docs.py
 
 services:  ## real PostgreSQL, Redis, Kafka, HAPI FHIR, Orthanc on loopback
 	@scripts/services.sh start
@@ -56,8 +58,11 @@ render: setup  ## Kubernetes manifests to build/
 up:  ## the whole flow in containers
 	docker compose up --build --detach
 
-bench: setup  ## benchmarks; results in benchmarks/results/
-	$(BIN)/python benchmarks/end_to_end.py
+bench: setup  ## what a CPU can measure (3 minutes); results in benchmarks/results/, page docs/benchmarks.md
+	$(BIN)/echo-model bench --limit 90 --json benchmarks/results/echo_model_cpu_demo.json --png docs/images/bench-cpu-demo.png
+	$(BIN)/python benchmarks/decode_profile.py
+	$(BIN)/python benchmarks/end_to_end.py --studies 6
+	$(BIN)/python benchmarks/render.py
 
 chaos: setup  ## kill parts of the cluster mode at random under load: make chaos MINUTES=3
 	@scripts/services.sh start

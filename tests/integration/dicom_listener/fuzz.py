@@ -88,7 +88,7 @@ class Fuzzer:
             answer = wire.answer()
         else:
             wire.send(p_data(pdv(3, COMMAND | LAST, _ECHO)))
-            wire.socket.shutdown(1)  # nothing follows, so that half a PDU is no reason to wait
+            wire.nothing_follows()  # so that half a PDU is no reason to wait
             answer = "ended"
             while (heard := wire.answer()) != "ended":
                 answer = heard

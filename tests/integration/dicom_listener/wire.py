@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections.abc import Sequence
@@ -120,6 +121,11 @@ class Wire:
             self.socket.sendall(data)
         except (BrokenPipeError, ConnectionResetError):
             return
+
+    def nothing_follows(self) -> None:
+        """Close our direction; the peer may have closed both."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
 
     def associate(self) -> None:
         """An association with the usual contexts."""

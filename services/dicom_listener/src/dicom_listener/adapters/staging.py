@@ -20,8 +20,8 @@ from dicom_listener.domain.refusals import Reason, Refused
 from pipeline.store import ObjectStore
 
 # Constant over releases, so that the same data set always makes the same file and duplicates are recognised.
-_IMPLEMENTATION_CLASS_UID = "2.25.229447813905537011275319837465019283746"
-_IMPLEMENTATION_VERSION_NAME = "ECHO-CXR-1"
+IMPLEMENTATION_CLASS_UID = "2.25.229447813905537011275319837465019283746"
+IMPLEMENTATION_VERSION_NAME = "ECHO-CXR-1"
 _PREFIX = "dicom-"
 
 
@@ -32,8 +32,8 @@ def part10_header(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid
     meta.MediaStorageSOPClassUID = UID(sop_class_uid)
     meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
     meta.TransferSyntaxUID = UID(transfer_syntax_uid)
-    meta.ImplementationClassUID = UID(_IMPLEMENTATION_CLASS_UID)
-    meta.ImplementationVersionName = _IMPLEMENTATION_VERSION_NAME
+    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
+    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     buffer = DicomBytesIO()
     write_file_meta_info(buffer, meta)
     return b"\x00" * 128 + b"DICM" + buffer.getvalue()
