@@ -97,17 +97,17 @@ def _reason(longrepr: object) -> str:
 # --- a second try for tests on real servers ---------------------------------------------------------------------
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With RERUN_SERVER_TESTS=1 a failed test on real servers or whole processes runs once more.
 
     A safety net for a machine that stands still for a minute, not an excuse: the summary names each of them.
     """
-    if os.environ.get("RERUN_SERVER_TESTS") != "1" or not config.pluginmanager.hasplugin("rerunfailures"):
+    if os.environ.get("RERUN_SERVER_TESTS") != "1":
         return
     for item in items:
-        below = item.path.relative_to(Path(__file__).parent).parts[0]
+        whole = any(item.path.is_relative_to(Path(__file__).parent / folder) for folder in RERUN_FOLDERS)
         fixtures = getattr(item, "fixturenames", ())
-        if below in RERUN_FOLDERS or item.get_closest_marker("needs") or SERVER_FIXTURES.intersection(fixtures):
+        if whole or item.get_closest_marker("needs") or SERVER_FIXTURES.intersection(fixtures):
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 

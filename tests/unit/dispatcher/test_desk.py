@@ -84,6 +84,7 @@ def test_a_study_in_doubt_waits_and_is_reported_when_released(dispatcher: Operat
     assert told["data"]["reason"]["code"] == "view_unknown"
     assert "chest_by_body_part_examined" in told["data"]["evidence"]
     assert dispatcher.outstanding()["outstanding"] == 0
+    assert dispatcher.outstanding()["waiting_for_a_person"] == {"held": 1, "failed": 0, "dead_letters": 0}
     (held,) = dispatcher.items("/v1/held")
     assert (held["study_instance_uid"], held["codes"], held["images"]) == (uid, ["view_unknown"], 1)
 

@@ -111,7 +111,7 @@ class Dispatcher:
 
     def outstanding(self) -> dict[str, Any]:
         with self.units.read() as unit:
-            return outstanding(unit.load(), self.clock.now())
+            return outstanding(unit.load(), unit.waiting(), self.clock.now())
 
 
 @pytest.fixture
@@ -308,6 +308,7 @@ def test_outstanding(dispatcher: Dispatcher) -> None:
             "reports.stat": nothing | {"outstanding": 1, "running": 1, "oldest_age_s": 15.0},
             "reports.routine": nothing | {"outstanding": 1, "queued": 1, "oldest_age_s": 5.0},
         },
+        "waiting_for_a_person": {"held": 0, "failed": 0, "dead_letters": 0},
     }
 
 

@@ -127,7 +127,7 @@ class SweepLoop:
             try:
                 self._handlers.sweep(self._units, self._queue, self.caught_up)
                 with self._units.read() as unit:
-                    outstanding(unit.load(), self._clock.now())
+                    outstanding(unit.load(), unit.waiting(), self._clock.now())
             except Exception as error:
                 if not is_transient(error):
                     raise
@@ -162,7 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def show_outstanding(_request: Request) -> JSONResponse:  # starlette runs a plain function in a thread
         with units.read() as unit:
-            return JSONResponse(outstanding(unit.load(), clock.now()) | {"paused": unit.pause() is not None})
+            return JSONResponse(
+                outstanding(unit.load(), unit.waiting(), clock.now()) | {"paused": unit.pause() is not None}
+            )
 
     checks = {"database": database.ping, "bus": bus.ping, "task_queue": queue.ping, "object_store": store.ping}
     desk = Desk(units, handlers, clock)

@@ -31,6 +31,7 @@ STUDIES = Counter("echo_dispatcher_studies_total", "Study versions decided on", 
 JOBS_ENDED = Counter("echo_dispatcher_jobs_ended_total", "Jobs that reached an end", ["state", "code"])
 REQUEUED = Counter("echo_dispatcher_requeued_total", "Attempts after the first", ["why"])
 OUTSTANDING = Gauge("echo_dispatcher_outstanding", "Unfinished jobs", ["queue", "state"])
+WAITING = Gauge("echo_dispatcher_waiting_for_a_person", "Held studies, failed jobs and dead letters", ["what"])
 OLDEST = Gauge("echo_dispatcher_oldest_seconds", "Age of the oldest unfinished job", ["queue"])
 
 
@@ -268,11 +269,13 @@ class Handlers:
         return study_event(type_, SOURCE, job.study_instance_uid, job.study_version, self._clock.now(), both)
 
 
-def outstanding(load: dict[str, Load], now: datetime) -> dict[str, Any]:
+def outstanding(load: dict[str, Load], waiting: dict[str, int], now: datetime) -> dict[str, Any]:
     """The answer of `/v1/outstanding`; refreshes the gauges on the way.
 
-    Ages are seconds since the job's present attempt was queued.
+    Ages are seconds since the job's present attempt was queued. `waiting`: what waits for a person.
     """
+    for what, count in waiting.items():
+        WAITING.labels(what=what).set(count)
     queues: dict[str, dict[str, float | int]] = {}
     for priority, name in QUEUES.items():
         part = load.get(priority, Load(0, 0, None))
@@ -287,4 +290,5 @@ def outstanding(load: dict[str, Load], now: datetime) -> dict[str, Any]:
         OUTSTANDING.labels(queue=name, state="running").set(part.running)
         OLDEST.labels(queue=name).set(age)
     total = {key: sum(int(queue[key]) for queue in queues.values()) for key in ("outstanding", "queued", "running")}
-    return {**total, "oldest_age_s": max(queue["oldest_age_s"] for queue in queues.values()), "queues": queues}
+    oldest = max(queue["oldest_age_s"] for queue in queues.values())
+    return {**total, "oldest_age_s": oldest, "queues": queues, "waiting_for_a_person": waiting}

@@ -105,6 +105,10 @@ class Unit(Protocol):
         """Unfinished jobs by priority."""
         ...
 
+    def waiting(self) -> dict[str, int]:
+        """How much waits for a person: `held` studies, `failed` jobs, `dead_letters`."""
+        ...
+
     def failed_jobs(self, limit: int) -> Sequence[Job]:
         """Jobs that ended without a report and that nobody has discarded, newest first."""
         ...

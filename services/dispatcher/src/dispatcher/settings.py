@@ -27,8 +27,8 @@ class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSetting
         "default",
         min_length=1,
         max_length=128,
-        description="Model version that jobs are pinned to, as the worker's log names it; `default` takes any. Part of the "
-        "job's id: another value makes new jobs for studies that come again.",
+        description="Model version that jobs are pinned to, as the worker's log names it; `default` takes any. "
+        "Part of the job's id: another value makes new jobs for studies that come again.",
     )
     modalities: Annotated[tuple[str, ...], NoDecode] = Field(
         ("CR", "DX"),
