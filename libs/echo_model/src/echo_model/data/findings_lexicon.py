@@ -92,7 +92,7 @@ MENTIONS: Final[dict[str, re.Pattern[str]]] = {
         r"|\bcardiac (?:implantable )?(?:electronic )?device\b"
     ),
     "endotracheal_tube": re.compile(
-        r"\bendo-?\s?tracheal (?:tubes?|intubation)\b|\b(?<!nasogas)(?:et|tracheal) tubes?\b|\bett\b"
+        r"\bendo-?\s?tracheal (?:(?:and [\w-]+ )?tubes?|intubation)\b|\b(?<!nasogas)(?:et|tracheal) tubes?\b|\bett\b"
         r"|(?<!ex)\bintubated\b"
     ),
     "central_line": re.compile(
@@ -107,7 +107,8 @@ MENTIONS: Final[dict[str, re.Pattern[str]]] = {
 NORMAL_STATEMENTS: Final[tuple[tuple[re.Pattern[str], tuple[str, ...]], ...]] = (
     (
         re.compile(
-            r"\b(?:heart|cardiac silhouette|cardio-?mediastinal silhouette|cardiac size|cardiac shadow)\b:?"
+            r"\b(?:heart|cardiac silhouette|cardio-?mediastinal (?:silhouette|contours?)|cardiac (?:size|shadow"
+            r"|contours?))\b:?"
             r"(?:\s+[\w-]+){0,4}?"
             r"\s+(?:(?:with)?in normal limits|normal|unremarkable|not (?:\w+ )?enlarged)\b"
             r"|\bnormal(?: in)?(?: size)?(?: of)?(?: the)? (?:heart|cardiac|cardio-?mediastinal)\b"
@@ -185,7 +186,8 @@ DENIED_NEGATION: Final = re.compile(
 NEW_STATEMENT: Final = re.compile(
     r"\b(?:there (?:is|are|remains?|was|were)|is (?:seen|present|noted|visible|again)"
     r"|are (?:seen|present|noted|visible)"
-    r"|shows?|demonstrates?|reveals?|has|have|with (?:a |an )?(?:new|small|large|moderate|persistent|stable"
+    r"|shows?|demonstrates?|reveals?|has|have|with (?:a |an )?(?:new|residual|remaining|mild|minimal|some|small"
+    r"|large|moderate|persistent|stable"
     r"|left|right)"
     r"|consistent with|compatible with|in keeping with|due to|because of|secondary to|in place)\b"
 )
@@ -225,14 +227,16 @@ UNCERTAIN_BEFORE: Final = re.compile(
     r"|differential|question of|potential(?:ly)?|not exclude|apparent|borderline|perhaps|indeterminate for"
     r"|(?:difficult|hard) to exclude|favou?r(?:s|ed|ing)?)\b|\?"
 )
-UNCERTAIN_INSIDE: Final = re.compile(r"\b(?:possibly|probably|may be|might be|borderline|could be)\b")
+UNCERTAIN_INSIDE: Final = re.compile(r"\b(?:possibly|probably|likely|perhaps|may be|might be|borderline|could be)\b")
 UNCERTAIN_AFTER: Final = re.compile(
     r"\b(?:cannot|can not|can't|could not|not) (?:be |been )?(?:entirely |completely |fully |definitely )?"
     r"(?:excluded?|ruled out)\b"
     r"|\b(?:is|are) (?:possible|suspected|likely|unlikely|questionable|equivocal|not excluded|(?:\w+ )?favou?red)\b"
     r"|\bnot excluded\b|\b(?:difficult|hard) to exclude\b|\b(?:remains?|is|are) a (?:\w+ )?(?:consideration"
     r"|possibility|concern)\b"
-    r"|\b(?:should|could|can|may) be (?:considered|suspected)\b|^\s+or (?:an? )?(?:vessel|nipple|summation"
+    r"|\b(?:should|could|can|may) be (?:considered|suspected)\b|\b(?:represent\w*|reflect\w*|be"
+    r"|due to)(?: an?)? (?:nipple|skin|summation|overl\w+|art[ei]fact)"
+    r"|^\s+or (?:an? )?(?:vessel|nipple|summation"
     r"|art[ei]fact)"
     r"|^\s*(?:versus|vs\.?)\s|\?|\b(?:may|might|could) be (?:present|considered)\b|\bunlikely\b"
     r"|^\s+(?:is|are) considered\b"
@@ -264,9 +268,9 @@ COMPARED: Final = re.compile(
 #: Places and movements whose names hold a side without telling the side of the finding.
 NOT_A_SIDE: Final = re.compile(
     r"\b(?:right|left)[- ](?:atri\w+|ventric\w+|heart|cardiac|paratracheal|main(?:stem)?|bronch\w+|mediastin\w+"
-    r"|hemidiaphragm|pulmonary arter\w+)\b"
+    r"|pulmonary arter\w+)\b"
     r"|\b(?:shift\w*|deviat\w+|displace[dm]\w*|rotat\w+)(?: \w+){0,2} (?:to|towards?) (?:the )?(?:left|right)\b"
     r"|\b(?:left|right) of (?:the )?midline\b"
 )
 #: A side that counts only where no other is stated.
-WEAK_SIDE: Final = re.compile(r"\b(?:right|left)[- ]hil\w+\b")
+WEAK_SIDE: Final = re.compile(r"\b(?:right|left)[- ](?:hil\w+|hemidiaphragm)\b")
