@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from echo_model.decoding import block_diffusion_generate, collect, decode_blocks, prepare_prompt
 from echo_model.errors import SettingsError
@@ -23,7 +25,7 @@ STRATEGIES: tuple[RemaskingStrategy, ...] = (
 )
 # query heads, key-value heads, head dimension, layers, tied
 SHAPES = ((4, 4, 16, 2, True), (4, 2, 12, 3, False), (7, 1, 16, 2, True))
-GRIDS = ((1, 4, 4), (1, 4, 6))
+GRIDS = ((1, 4, 4), (1, 4, 6), (1, 2, 6))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,6 +118,23 @@ def test_fused_unfused_and_cache_free_decoding_agree_token_for_token(
         assert got.confidences == pytest.approx(free.confidences, abs=1e-6)
         commits = 0 if fused else len(free.block_steps) - 1
         assert got.forward_passes == free.forward_passes + commits
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_shape_any_prompt(models: list[Any], data: st.DataObject) -> None:
+    """Up to three images and twelve blocks."""
+    model = models[data.draw(st.integers(0, 2))]
+    block, blocks = data.draw(st.sampled_from(((4, 12), (8, 7), (16, 3), (32, 2))))
+    images = data.draw(st.integers(1, 3))
+    prompt = make_prompt(data.draw(st.integers(0, 999)), images, 34 + data.draw(st.integers(0, 20)))
+    rules = DecodingRules(MASK, (IM_END,), block, data.draw(st.integers(1, block * blocks)))
+    wanted = reference_generate(model, *prompt, rules)
+    for fused in (True, False):
+        got = run(model, prompt, rules, fused=fused)
+        assert got.token_ids == wanted.token_ids
+        commits = 0 if fused else len(wanted.block_steps) - 1
+        assert got.forward_passes == len(wanted.block_steps) + commits
 
 
 def test_prompts_of_different_lengths_decoded_together_each_get_their_own_answer(models: list[Any]) -> None:

@@ -26,10 +26,12 @@ from echo_model.errors import (
     OutOfMemory,
     SettingsError,
 )
+from echo_model.guard_settings import GuardSettings
 from echo_model.images import preprocess
 from echo_model.model import load_model
 from echo_model.prompt import build_prompt
-from echo_model.slots import SlotDecoder
+from echo_model.redenoise import Proofreader
+from echo_model.slots import Block, SlotDecoder
 from unit.echo_model.tiny_checkpoint import IM_END, MASK, tiny_model, write_checkpoint
 
 
@@ -266,6 +268,72 @@ def test_a_failing_model_is_told_and_the_next_request_is_served(
             engine.generate(film())
         assert isinstance(told.value.__cause__, RuntimeError)
     assert engine.generate(film()).token_ids == alone
+
+
+def test_blocks_sent_back_are_decoded_anew_and_replaced_in_the_stream(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = ReportEngine.from_pretrained(checkpoint)
+    plain = engine.generate(film())
+    sent: list[int] = []
+
+    def once(self: Proofreader, blocks: Any) -> int | None:
+        if len(blocks) == 4 and not sent:
+            sent.append(2)
+            return 2
+        return None
+
+    monkeypatch.setattr(Proofreader, "first_bad", once)
+    stream = engine.stream(film(), GenerationSettings(guards=GuardSettings(gate=None)))
+    seen = []
+    while True:
+        try:
+            seen.append(next(stream))
+        except StopIteration as end:
+            report = end.value
+            break
+    assert [block.index for block in seen] == [0, 1, 2, 3, 2, *range(3, report.stats.blocks)]
+    last = {block.index: block for block in seen}
+    assert [token for index in sorted(last) for token in last[index].token_ids] == list(report.token_ids)
+    assert report.stats.redenoised_blocks == 2
+    assert report.stats.forward_passes > report.stats.blocks
+    assert report.token_ids[:7] == plain.token_ids[:7], "what came before stays"
+    assert engine.stats().redenoised_blocks == 2
+
+
+def test_the_proofreader_names_the_block_where_a_defect_begins_once(engine: ReportEngine) -> None:
+    tokenizer = engine.loaded.tokenizer
+    reader = Proofreader(tokenizer, None, GuardSettings())
+
+    def blocks(*texts: str) -> list[Block]:
+        ids = [tuple(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
+        return [
+            Block(at, tokens, (1.0,) * len(tokens), 1, 1, gated=False, ended=False, last=at == 9)
+            for at, tokens in enumerate(ids)
+        ]
+
+    words = ("The heart", " is of nor", "mal size. A", " left left", " effusion", ". Then more")
+    for count in range(1, 6):
+        assert reader.first_bad(blocks(*words[:count])) is None, "a sentence is read when it is whole"
+    assert reader.first_bad(blocks(*words)) == 3
+    assert reader.first_bad(blocks(*words)) is None, "its second attempt may be as bad"
+    off = Proofreader(tokenizer, None, GuardSettings(garble=False))
+    assert off.first_bad(blocks(*words)) is None
+
+
+def test_guards_come_from_the_request_or_else_from_the_checkpoint(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "tiny", tiny_model(3), generation={"guards": {"gate": 1.0, "redenoise": False}})
+    engine = ReportEngine.from_pretrained(folder)
+    gated = engine.generate(film())
+    assert gated.stats.gated_fraction == 1.0, "random weights are never sure"
+    off = engine.generate(film(), GenerationSettings(guards=GuardSettings.off()))
+    assert off.stats.gated_blocks == 0
+    assert off.stats.forward_passes == off.stats.blocks
+    assert not set(off.flags) - {"missing_findings", "missing_impression", "truncated", "low_confidence"}
+    for wrong in ({"gate": 2}, {"gates": 0.5}, ["gate"]):
+        engine.loaded.generation_config["guards"] = wrong
+        with pytest.raises(CheckpointError, match="guards"):
+            engine.generate(film())
 
 
 def test_requests_of_different_layouts_take_turns(checkpoint: Path) -> None:

@@ -101,7 +101,7 @@ def read_logits(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Best token, its probability, and the entropy (nats; zeros unless asked for) at every place (..., vocabulary).
 
-    The mask token is never the best, though its probability counts in the others' denominators.
+    The mask token is never the best, though its probability counts in the others' denominators. Writes into `logits`.
     """
     scores = logits if logits.dtype == torch.float64 else logits.float()
     if entropy:
@@ -111,7 +111,7 @@ def read_logits(
         confidence, best = log_probabilities.max(dim=-1)
         return best, confidence.exp(), spread
     total = scores.logsumexp(dim=-1)
-    scores = scores.index_fill(-1, torch.tensor(mask_token_id, device=scores.device), -torch.inf)
+    scores[..., mask_token_id] = -torch.inf
     score, best = scores.max(dim=-1)
     return best, (score - total).exp(), torch.zeros_like(total)
 

@@ -91,7 +91,7 @@ def table(result: dict[str, Any]) -> str:
         for rail, row in result[name].items():
             lines.append(
                 f"{name.replace('_', ' ') + ', ' + rail:<30} {row['garbled_rate']:>8.1%} "
-                f"{row['garbled_removed']:>8.1%} {row['agrees']:>7.1%} {row['forward_passes']:>7} {row['more_forward_passes']:>7.1%} "
-                f"{row['tokens_per_forward']:>9.2f}"
+                f"{row['garbled_removed']:>8.1%} {row['agrees']:>7.1%} {row['forward_passes']:>7} "
+                f"{row['more_forward_passes']:>7.1%} {row['tokens_per_forward']:>9.2f}"
             )
     return "\n".join(lines)
