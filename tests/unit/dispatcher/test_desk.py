@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 
 from dispatcher.adapters.commands import run_command
 from dispatcher.adapters.operations import operation_routes
+from dispatcher.app import main
 from dispatcher.desk import Desk
 from dispatcher.domain.eligibility import Policy
 from dispatcher.domain.jobs import Limits
@@ -265,3 +266,30 @@ def test_a_site_s_routine_jobs_keep_its_pace_and_stat_ones_do_not(tmp_path: Path
         dispatcher.clock.advance(100)
         dispatcher.study(new_uid(), called="NORTH")
         assert dispatcher.relay.relay_once() == 1, "turns that nobody took are not saved up, nor owed"
+
+
+def test_commands_work_on_the_database_of_a_service_that_is_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"sqlite:///{tmp_path}/dispatcher.sqlite3"
+    for name, value in {
+        "ECHO_DATABASE_URL": url,
+        "ECHO_BUS_URL": f"sqlite:///{tmp_path}/bus.sqlite3",
+        "ECHO_OBJECT_STORE_URL": f"file://{tmp_path}/objects",
+        "ECHO_BROKER_URL": "redis://127.0.0.1:1/0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert main(["pause", "maintenance"]) == 0
+    assert main(["paused"]) == 0
+    assert json.loads(capsys.readouterr().out)["reason"] == "maintenance"
+    uid = new_uid()
+    with closing(Database(url)) as database:
+        Operated(database, tmp_path).unclear(uid)
+    assert main(["held"]) == 0
+    assert json.loads(capsys.readouterr().out)["study_instance_uid"] == uid
+    assert main(["release", uid]) == 0
+    assert main(["release", uid]) == 1
+    assert "it was released" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as wrong:
+        main(["nonsense"])
+    assert wrong.value.code == 2
