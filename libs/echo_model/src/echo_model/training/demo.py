@@ -30,6 +30,7 @@ from echo_model.model import load_model
 from echo_model.training.checkpoint import BLOCK, write_card, write_checkpoint, write_domain
 from echo_model.training.checks import VALIDATION_SEED, Checker, held_out_features, held_out_findings
 from echo_model.training.corpus import Corpus
+from echo_model.training.curves import draw_curves
 from echo_model.training.dcd import Distillation, distil_loss
 from echo_model.training.demo_plan import Plan
 from echo_model.training.features import Features
@@ -231,6 +232,7 @@ def train(plan: Plan, work: Path, out: Path, *, tower: Path | None, stopped: thr
     write_checkpoint(training.model, training.tokenizer, out, denoising_steps=1)
     Lexicon.fit(training.tokenizer.decode(report.ids.tolist()) for report in training.reports).save(out / LEXICON_FILE)
     write_domain(out, say=say)
+    draw_curves(work, ("tower", "ar", "rad", "dcd"), out / "curves.png")
     stages = training.staged_scores()
     measure(plan, out, stages)
 
