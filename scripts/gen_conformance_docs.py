@@ -7,7 +7,7 @@ Between `<!-- table: NAME -->` and `<!-- end -->` stands what the code says; eve
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydicom.uid import UID
@@ -26,7 +26,7 @@ _LIMITS = (
 )
 
 
-def _rows(head: str, rows: list[tuple[str, ...]]) -> str:
+def _rows(head: str, rows: Sequence[tuple[str, ...]]) -> str:
     columns = head.count("|") + 1
     return "\n".join([f"| {head} |", "|" + "---|" * columns, *(f"| {' | '.join(row)} |" for row in rows)])
 

@@ -23,6 +23,15 @@ from pipeline.errors import TransientError
 
 OPEN, COMPLETE = "open", "complete"
 
+# Built once: making a statement anew costs more than running it on an empty table.
+_OF_INSTANCE = sa.select(instances.c.id, instances.c.sha256, instances.c.valid, instances.c.deleted_at).where(
+    instances.c.sop_instance_uid == sa.bindparam("uid")
+)
+_LOCK_STUDY = sa.select(studies).where(studies.c.study_instance_uid == sa.bindparam("uid")).with_for_update()
+_INSERT_INSTANCE = instances.insert()
+_MAKE_STUDY_SQLITE = sqlite_insert(studies).on_conflict_do_nothing()
+_MAKE_STUDY_POSTGRESQL = postgresql_insert(studies).on_conflict_do_nothing()
+
 
 class _LostRaceError(Exception):
     """Another association indexed the same SOP instance while this one waited for the study's row."""
@@ -46,14 +55,26 @@ class SqlLedger:
         raise TransientError("the same SOP instance keeps arriving on several associations")
 
     def _record(self, connection: Connection, stored: StoredObject, now: datetime) -> Recorded:
-        known = self._known(connection, stored, now)
+        rows = self._rows(connection, stored)
+        known = self._known(connection, stored, now, rows)
         if known is not None:
             return known
         study = self._lock_study(connection, stored, now)
-        if self._known(connection, stored, now) is not None:
-            raise _LostRaceError
+        if not self._database.is_sqlite:  # SQLite's transaction has locked everybody else out since it began
+            rows = self._rows(connection, stored)
+            if self._known(connection, stored, now, rows) is not None:
+                raise _LostRaceError
         version = study.version if study.state == OPEN else study.version + 1
-        replaced = connection.execute(
+        within = self._invalidate(connection, stored) if rows else []
+        self._insert_instance(connection, stored, now, version)
+        same_study = sum(uid == stored.header.study_instance_uid for uid in within)
+        self._touch_study(connection, study, stored, now, added=1 - same_study)
+        return Recorded.REPLACED if within else Recorded.NEW
+
+    @staticmethod
+    def _invalidate(connection: Connection, stored: StoredObject) -> Sequence[str]:
+        """Make room for a new valid row; the studies that the former one counted in."""
+        replaced = connection.scalars(
             instances.update()
             .where(instances.c.sop_instance_uid == stored.header.sop_instance_uid, instances.c.valid)
             .values(valid=False)
@@ -65,18 +86,17 @@ class SqlLedger:
                 instances.c.sop_instance_uid == stored.header.sop_instance_uid, instances.c.sha256 == stored.sha256
             )
         )
-        self._insert_instance(connection, stored, now, version)
-        within = sum(row.study_instance_uid == stored.header.study_instance_uid for row in replaced)
-        self._touch_study(connection, study, stored, now, added=1 - within)
-        return Recorded.REPLACED if replaced else Recorded.NEW
+        return replaced
 
-    def _known(self, connection: Connection, stored: StoredObject, now: datetime) -> Recorded | None:
+    @staticmethod
+    def _rows(connection: Connection, stored: StoredObject) -> Sequence[sa.Row[*tuple[Any, ...]]]:
+        """What is indexed under the SOP Instance UID."""
+        return connection.execute(_OF_INSTANCE, {"uid": stored.header.sop_instance_uid}).all()
+
+    def _known(
+        self, connection: Connection, stored: StoredObject, now: datetime, rows: Sequence[sa.Row[*tuple[Any, ...]]]
+    ) -> Recorded | None:
         """The outcome if this SOP instance is there and stays as it is; None if it is to be entered as valid."""
-        rows = connection.execute(
-            sa.select(instances.c.id, instances.c.sha256, instances.c.valid, instances.c.deleted_at).where(
-                instances.c.sop_instance_uid == stored.header.sop_instance_uid
-            )
-        ).all()
         same = next((row for row in rows if row.sha256 == stored.sha256), None)
         if same is not None and (same.valid or not self._replace):
             connection.execute(
@@ -101,46 +121,47 @@ class SqlLedger:
     ) -> None:
         header = stored.header
         connection.execute(
-            instances.insert().values(
-                sop_instance_uid=header.sop_instance_uid,
-                study_instance_uid=header.study_instance_uid,
-                series_instance_uid=header.series_instance_uid,
-                sop_class_uid=header.sop_class_uid,
-                transfer_syntax_uid=stored.transfer_syntax_uid,
-                study_version=version,
-                valid=version is not None,
-                object_key=stored.object_key,
-                sha256=stored.sha256,
-                size_bytes=stored.size_bytes,
-                received_at=now,
-                calling_ae_title=stored.peer.calling_ae_title,
-                duplicates=0,
-                fields=header.instance,
-            )
+            _INSERT_INSTANCE,
+            {
+                "sop_instance_uid": header.sop_instance_uid,
+                "study_instance_uid": header.study_instance_uid,
+                "series_instance_uid": header.series_instance_uid,
+                "sop_class_uid": header.sop_class_uid,
+                "transfer_syntax_uid": stored.transfer_syntax_uid,
+                "study_version": version,
+                "valid": version is not None,
+                "object_key": stored.object_key,
+                "sha256": stored.sha256,
+                "size_bytes": stored.size_bytes,
+                "received_at": now,
+                "calling_ae_title": stored.peer.calling_ae_title,
+                "duplicates": 0,
+                "fields": header.instance,
+            },
         )
 
     def _lock_study(self, connection: Connection, stored: StoredObject, now: datetime) -> sa.Row[Any]:
         """The study's row, made if missing (as complete version 0), locked until the transaction ends."""
-        insert = sqlite_insert if self._database.is_sqlite else postgresql_insert
+        study_instance_uid = stored.header.study_instance_uid
+        study = connection.execute(_LOCK_STUDY, {"uid": study_instance_uid}).one_or_none()
+        if study is not None:
+            return study
         connection.execute(
-            insert(studies)
-            .values(
-                study_instance_uid=stored.header.study_instance_uid,
-                version=0,
-                state=COMPLETE,
-                opened_at=now,
-                first_received_at=now,
-                last_received_at=now,
-                instance_count=0,
-                fields=stored.header.study,
-                calling_ae_titles=[],
-                called_ae_title=stored.peer.called_ae_title,
-            )
-            .on_conflict_do_nothing()
+            _MAKE_STUDY_SQLITE if self._database.is_sqlite else _MAKE_STUDY_POSTGRESQL,
+            {
+                "study_instance_uid": study_instance_uid,
+                "version": 0,
+                "state": COMPLETE,
+                "opened_at": now,
+                "first_received_at": now,
+                "last_received_at": now,
+                "instance_count": 0,
+                "fields": stored.header.study,
+                "calling_ae_titles": [],
+                "called_ae_title": stored.peer.called_ae_title,
+            },
         )
-        return connection.execute(
-            sa.select(studies).where(studies.c.study_instance_uid == stored.header.study_instance_uid).with_for_update()
-        ).one()
+        return connection.execute(_LOCK_STUDY, {"uid": study_instance_uid}).one()
 
     def _touch_study(
         self, connection: Connection, study: sa.Row[Any], stored: StoredObject, now: datetime, added: int
