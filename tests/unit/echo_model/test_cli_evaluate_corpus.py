@@ -31,8 +31,9 @@ def test_evaluate_says_the_same_of_phantoms_and_of_their_files(corpus: Path, tmp
         assert main([*arguments, "--json", str(tmp_path / "result.json")]) == 0
         results.append(json.loads((tmp_path / "result.json").read_text()))
     wanted = {
-        "macro_f1", "micro_f1", "per_finding", "laterality_accuracy", "rouge_l", "cider", "garbled_rate",
-        "tokens_per_forward", "gated_fraction", "tokens_per_second",
+        "macro_f1", "micro_f1", "per_finding", "laterality_accuracy", "rouge_l", "cider", "bleu4", "meteor",
+        "perplexity", "garbled_rate", "tokens_per_forward", "tokens_per_forward_with_padding", "gated_fraction",
+        "redenoised_fraction", "tokens_per_second", "controls", "skipped",
     }  # fmt: skip
     for result in results:
         assert wanted <= result.keys()
@@ -40,6 +41,25 @@ def test_evaluate_says_the_same_of_phantoms_and_of_their_files(corpus: Path, tmp
         del result["tokens_per_second"]  # a time
     assert results[1].pop("seed") == 9
     assert results[0] == results[1]
+
+
+def test_the_texts_can_be_written_out_and_judged(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "tiny", tiny_model(3))
+    out, figures = tmp_path / "reports.jsonl", tmp_path / "figures.json"
+    arguments = ["evaluate", "--model", str(checkpoint), "--corpus", str(corpus), "--gen-length", "8"]
+    arguments += ["--reports", str(out), "--json", str(figures), "--judge", str(checkpoint)]
+    assert main(arguments) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["reference"] for row in rows] == [entry.report for entry in read_corpus(corpus)]
+    result = json.loads(figures.read_text())
+    assert result["perplexity"] > 1.0
+    assert result["tokens_per_forward_with_padding"] >= result["tokens_per_forward"]
+    assert set(result["skipped"]) == {"ratescore", "radgraph_f1", "chexbert", "semscore"}
+    told = capsys.readouterr().out
+    assert "control blank_image: macro F1" in told
+    assert "skipped semscore: needs CheXbert's weights (--chexbert DIR)" in told
 
 
 def test_reports_of_the_labels_are_right_in_everything(corpus: Path) -> None:
@@ -134,6 +154,10 @@ def test_a_broken_image_is_named(corpus: Path, capsys: pytest.CaptureFixture[str
 
 def test_wrong_usage(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--seed goes with --phantoms" in _refused(corpus, capsys, "--seed", "1")
+    assert "a folder of phantoms has no splits" in _refused(corpus, capsys, "--split", "test")
+    assert main(["evaluate", "--model", "/nowhere", "--phantoms", "1", "--split", "test"]) == 2
+    assert "--split goes with --corpus" in capsys.readouterr().err
+    assert "config.json is missing" in _refused(corpus, capsys, "--chexbert", "/nowhere")
     for arguments in ([], ["--phantoms", "2", "--corpus", str(corpus)]):
         with pytest.raises(SystemExit) as caught:
             main(["evaluate", *arguments])

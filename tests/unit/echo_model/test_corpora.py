@@ -182,6 +182,8 @@ def test_view_of(position: str, view: str) -> None:
 def test_split_report() -> None:
     text = "WET READ: x\nFINDINGS AND IMPRESSION: Left effusion.\n\nRECOMMENDATION: Film."
     assert split_report(text) == {"findings": "Left effusion."}
+    one_line = "FINDINGS: Left effusion. Findings were told. IMPRESSION: Effusion."
+    assert split_report(one_line) == {"findings": "Left effusion. Findings were told.", "impression": "Effusion."}
     assert split_report("Just a sentence.") == {"findings": "Just a sentence."}
     assert split_report("") == {}
 

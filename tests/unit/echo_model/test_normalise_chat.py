@@ -9,10 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from echo_model.cli import main
+from echo_model.corpora.convert import Plan, convert_corpus
+from echo_model.corpora.entry import read_index
 from echo_model.data.normalise import RuleNormaliser
 from echo_model.data.normalise_chat import (
     KEY_VARIABLE,
@@ -23,6 +27,7 @@ from echo_model.data.normalise_chat import (
 )
 from echo_model.data.regions import DEFAULTS, REGIONS
 from echo_model.errors import EchoModelError
+from unit.echo_model import corpus_trees
 from unit.echo_model.report_tables import raw_reports
 
 REPORT = "FINDINGS: Small left pleural effusion. Hiatal hernia. IMPRESSION: Left effusion."
@@ -253,6 +258,27 @@ def test_the_key_and_the_report_stand_in_no_log_and_no_note(
     told = "".join([*result.notes, caplog.text, captured.out, captured.err, repr(_normaliser(server).endpoint)])
     assert SECRET not in told
     assert "Hiatal" not in told
+
+
+def test_the_command_asks_the_endpoint_and_says_so(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus_trees.plain(tmp_path / "root", [{"report": REPORT}])
+    convert_corpus("csv", tmp_path / "root", tmp_path / "corpus", Plan())
+    arguments = ["corpus", "normalise", str(tmp_path / "corpus"), "--out", str(tmp_path / "new")]
+    arguments += ["--endpoint", server.url, "--chat-model", "m"]
+    server.answers = [_says(_content())]
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "1 reports: 1 by the endpoint\n"
+    assert captured.err == "The text of every report is sent to the endpoint.\n"
+    ((entry,), _) = read_index(tmp_path / "new")
+    assert entry.report.endswith("Impression: Left effusion.")
+    server.answers = [_fails(400)]
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "1 reports: 1 by the rules\n"
+    assert "index.jsonl, line 1: the endpoint answered 400" in captured.err
 
 
 def test_an_answer_made_of_the_rules_passes_for_most_reports(server: Server) -> None:

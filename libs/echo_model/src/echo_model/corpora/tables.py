@@ -22,7 +22,8 @@ SPLIT_NAMES: Final = {
 _FRONTAL: Final = re.compile(r"\b(?:ap|pa|frontal|antero-?\s?posterior|postero-?\s?anterior)\b")
 _LATERAL: Final = re.compile(r"\b(?:lateral|ll|rl|lat|decub\w*)\b")
 _SECTION: Final = re.compile(
-    r"^[ \t]*(?P<name>findings?(?: and impression)?|impression|conclusion|indication|clinical (?:history|information)"
+    r"(?:^[ \t]*|(?<=[.;!?])[ \t]+(?=[^:.\n]+:))(?P<name>findings?(?: and impression)?|impression|conclusion"
+    r"|indication|clinical (?:history|information)"
     r"|history|reason for (?:exam(?:ination)?|study)|comparisons?|technique|examination|final report|wet read"
     r"|recommendations?|notifications?)[ \t]*[:\n]",
     re.IGNORECASE | re.MULTILINE,
