@@ -61,5 +61,5 @@ def _linear(original: nn.Linear) -> nn.Linear:
     twin.bias = original.bias
     holder = nn.Sequential(twin)
     quantize_(holder, Int8WeightOnlyConfig())
-    small: Any = holder[0]
+    small: nn.Linear = holder[0]
     return small
