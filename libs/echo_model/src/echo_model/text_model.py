@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad, rms_norm, scaled_dot_product_attention
 
 
 class KeyValueCache:
@@ -92,8 +92,7 @@ class TextModel:
             cache.write(number, write, heads[:, :, query_heads:])
             seen = cache.read(number, slots, rows)
             states = layer.finish(states, _attend(heads[:, :, :query_heads], *seen, folded))
-        normed: torch.Tensor = self.language_model.norm(states)
-        return normed
+        return _norm(self.language_model.norm, states)
 
     def _per_head(self, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, W, head_dim) to (n, W, all heads, head_dim): the value heads, which come last, are not turned."""
@@ -116,7 +115,7 @@ class _Layer:
     def project(self, states: torch.Tensor) -> torch.Tensor:
         """Query, key and value heads (n, W, heads, head_dim), not rotated yet."""
         attention = self.layer.self_attn
-        normed = self.layer.input_layernorm(states)
+        normed = _norm(self.layer.input_layernorm, states)
         if self.qkv is None:
             parts = (attention.q_proj(normed), attention.k_proj(normed), attention.v_proj(normed))
             heads = torch.cat(parts, dim=-1)
@@ -128,13 +127,21 @@ class _Layer:
         """Output projection and feed-forward part, each added to what came in."""
         mlp = self.layer.mlp
         states = states + self.layer.self_attn.o_proj(attended)
-        normed = self.layer.post_attention_layernorm(states)
+        normed = _norm(self.layer.post_attention_layernorm, states)
         if self.gate_up is None:
             gate, up = mlp.gate_proj(normed), mlp.up_proj(normed)
         else:
             gate, up = self.gate_up(normed).chunk(2, dim=-1)
         result: torch.Tensor = states + mlp.down_proj(mlp.act_fn(gate) * up)
         return result
+
+
+def _norm(norm: Any, states: torch.Tensor) -> torch.Tensor:
+    """Root mean square norm; other types than float32 go through the stock module, which computes in float32."""
+    if states.dtype == torch.float32:
+        return rms_norm(states, (states.shape[-1],), norm.weight, norm.variance_epsilon)
+    normed: torch.Tensor = norm(states)
+    return normed
 
 
 def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
