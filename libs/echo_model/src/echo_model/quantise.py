@@ -61,5 +61,6 @@ def _linear(original: nn.Linear) -> nn.Linear:
     twin.bias = original.bias
     holder = nn.Sequential(twin)
     quantize_(holder, Int8WeightOnlyConfig())
-    small: nn.Linear = holder[0]
+    small = holder[0]
+    assert isinstance(small, nn.Linear)
     return small
