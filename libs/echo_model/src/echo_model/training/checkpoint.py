@@ -43,6 +43,7 @@ def generation_settings(tokenizer: Tokenizer, denoising_steps: int = BLOCK) -> d
         "mask_token_id": ids[MASK],
         "block_length": BLOCK,
         "denoising_steps": denoising_steps,
+        "guards": {"gate": 0.5, "redenoise": True},
         "remasking_strategy": "low_confidence_dynamic",
         "confidence_threshold": 0.85,
         "gen_length": 160,
