@@ -322,7 +322,9 @@ def test_the_proofreader_names_the_block_where_a_defect_begins_once(engine: Repo
 
 
 def test_guards_come_from_the_request_or_else_from_the_checkpoint(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "tiny", tiny_model(3), generation={"guards": {"gate": 1.0, "redenoise": False}})
+    folder = write_checkpoint(
+        tmp_path / "tiny", tiny_model(3), generation={"guards": {"gate": 1.0, "redenoise": False}}
+    )
     engine = ReportEngine.from_pretrained(folder)
     gated = engine.generate(film())
     assert gated.stats.gated_fraction == 1.0, "random weights are never sure"
