@@ -23,8 +23,6 @@ def peak_bytes(work: Callable[[], Any]) -> int:
         recording.export_chrome_trace(str(file))
         events = json.loads(file.read_text())["traceEvents"]
     changes = sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"])
-    now = peak = 0
-    for change in changes:
-        now += change["args"]["Bytes"]
-        peak = max(peak, now)
-    return peak
+    # The allocator's own running total: two events may bear the same time, and their order would decide the sum.
+    before = changes[0]["args"]["Total Allocated"] - changes[0]["args"]["Bytes"]
+    return int(max(change["args"]["Total Allocated"] for change in changes)) - before

@@ -60,7 +60,7 @@ def film(seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
 @pytest.fixture
 def slow(engine: ReportEngine) -> Iterator[None]:
     """Every pass of the language model takes 30 ms more."""
-    hook = engine.loaded.model.model.language_model.norm.register_forward_hook(lambda *_: time.sleep(0.03))
+    hook = engine.loaded.model.lm_head.register_forward_hook(lambda *_: time.sleep(0.03))
     yield
     hook.remove()
 
@@ -155,7 +155,7 @@ def settled(engine: ReportEngine) -> bool:
 
 
 def slowed(engine: ReportEngine) -> Any:
-    return engine.loaded.model.model.language_model.norm.register_forward_hook(lambda *_: time.sleep(0.03))
+    return engine.loaded.model.lm_head.register_forward_hook(lambda *_: time.sleep(0.03))
 
 
 def test_slots_bound_the_requests_in_progress(checkpoint: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,15 @@ from echo_model.vision_tower import vision_features
 from unit.echo_model.live_memory import peak_bytes
 
 ALLOWED = 0.05
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Some kernels take a work area for every thread; what is predicted is the tensors."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def model(dtype: torch.dtype, *, hidden: int, inner: int, heads: int, kv: int, words: int, tower: int) -> Any:

@@ -143,7 +143,7 @@ def decode_bytes(text: Any, load: Load) -> int:
     """One decoding pass of all slots: n x 2B rows through the layers, then n x B rows through the head.
 
     In the layers the rows' embeddings are held twice more (5 instead of 3 states), and cosine and sine (2 d s). At the
-    head: the logits (s), as float32 if they are not (f), and one more copy while the mask token is struck out (f).
+    head: the logits (s), as float32 if they are not (f), and their exponentials while they are summed (f).
     """
     rows = load.slots * 2 * load.block_length
     layers = _layer_bytes(text, load, rows, rows * load.rows, kept=5) + rows * 2 * _widths(text)[2] * load.item

@@ -105,6 +105,7 @@ class _Plan:
     strategies: tuple[RemaskingStrategy, ...]
     gated: bool
     anew: bool
+    opening: bool
 
 
 class _Answer:
@@ -317,8 +318,9 @@ class SlotDecoder:
             wide = self.fused and any(row.step == 0 for row in rows)
             gated = any(row.current.gate is not None and row.step == row.current.denoising_steps - 1 for row in rows)
         anew = any(row.anew for row in rows)
+        opening = self._lags or any(row.start <= row.first + size for row in rows)
         present = {rules.remasking_strategy for row in rows for rules in (row.rules, row.current)} if several else set()
-        return _Plan(slots, span, wide, tuple(name for name in STRATEGIES if name in present), gated, anew)
+        return _Plan(slots, span, wide, tuple(name for name in STRATEGIES if name in present), gated, anew, opening)
 
     def _pass(self, plan: _Plan) -> None:
         """One pass over the first slots; reads and writes the state on the device only."""
@@ -327,7 +329,7 @@ class SlotDecoder:
         start = torch.where(active, self._start[:n], size)  # slots with nothing to do work in the padding
         width = 2 * size if plan.wide else size
         at = (start - size if plan.wide else start).unsqueeze(1) + self._window[:width]
-        hidden, ids = self._forward(at, start, active, plan.span)
+        hidden, ids = self._forward(at, start, plan.span, opening=plan.opening)
         logits = self.text.head(hidden[:, -size:])
         best, confidence, entropy = read_logits(
             logits, self.mask_token_id, entropy="entropy_bounded" in plan.strategies
@@ -354,20 +356,25 @@ class SlotDecoder:
         self._start[:n] = torch.where(active, after, self._start[:n])
         self._passes[:n] += active
         self._active[:n] = active & ~over
-        self._out[:n, 0], self._out[:n, 1], self._out[:n, 2] = finished, active & ~over, self._passes[:n]
-        self._out[:n, _FLAGS:] = tokens
+        flags = torch.stack([finished, active & ~over, self._passes[:n]], dim=1)
+        torch.cat([flags, tokens], dim=1, out=self._out[:n])
         self._out_confidences[:n] = sure
 
     def _forward(
-        self, at: torch.Tensor, start: torch.Tensor, active: torch.Tensor, span: int
+        self, at: torch.Tensor, start: torch.Tensor, span: int, *, opening: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the rows `at` (n, W) of the storage. Returns hidden states (n, W, hidden) and the tokens (n, W)."""
+        """Run the rows `at` (n, W) of the storage. Returns hidden states (n, W, hidden) and the tokens (n, W).
+
+        `opening`: a window may touch a prompt, whose embeddings are not those of its tokens.
+        """
         n, size = at.shape[0], self.block_length
         ids = self._tokens[:n].gather(1, at)
-        offset = at - (self._first[:n, None] - size)
-        given = (offset >= 0) & (offset < 2 * size) & (at < self._prompt_end[:n, None])
-        opening = self._opening[self._numbers[:n], offset.clamp(0, 2 * size - 1)]
-        embeds = torch.where(given.unsqueeze(-1), opening, self.text.embed(ids))
+        embeds = self.text.embed(ids)
+        if opening:
+            offset = at - (self._first[:n, None] - size)
+            given = (offset >= 0) & (offset < 2 * size) & (at < self._prompt_end[:n, None])
+            prompt = self._opening[self._numbers[:n], offset.clamp(0, 2 * size - 1)]
+            embeds = torch.where(given.unsqueeze(-1), prompt, embeds)
         clean = at < start.unsqueeze(1)
         reach = torch.where(clean, start.unsqueeze(1), start.unsqueeze(1) + size)
         # Padding is hidden, except from rows that stand in it: they must see something, or they become NaN.
@@ -395,7 +402,7 @@ class SlotDecoder:
         chosen[due] = True
         start = torch.where(chosen, self._start[:n] - self.block_length, 0)
         at = start.unsqueeze(1) + self._window[: self.block_length]
-        self._forward(at, start, chosen, max(rows[slot].start for slot in due))
+        self._forward(at, start, max(rows[slot].start for slot in due), opening=True)
         self._passes[:n] += chosen
 
     def _bias(self, visible: torch.Tensor) -> torch.Tensor:
