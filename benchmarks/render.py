@@ -173,6 +173,38 @@ def bounds(result: Any) -> str:
     )
 
 
+def guards(result: Any) -> str:
+    """Defects put in on purpose, and what is found of them."""
+    rows = [
+        [kind, str(some["cases"]), f"{some['rate']:.1%}", f"{some['without_lexicon']:.1%}"]
+        for kind, some in result["kinds"].items()
+    ]
+    rows.append(["all", str(result["cases"]), f"{result['detection']:.1%}", ""])
+    text = grid(["defect", "cases", "found", "without a lexicon"], rows)
+    return f"{text}\n\nGood texts flagged: {result['false_alarms']} of {result['good_texts']:,}."
+
+
+def rails(result: Any) -> str:
+    """What the gate and second attempts cost and gain."""
+    decoding = result.get("decoding")
+    if decoding is None:
+        return ABSENT
+    rows = []
+    for name, words in (("one_step", "forced to one step"), ("as_shipped", "as shipped")):
+        for rail, row in decoding[name].items():
+            share = (row["garbled_rate"], row["garbled_removed"], row["agrees"])
+            cost = (row["gated_fraction"], row["redenoised_fraction"], row["more_forward_passes"])
+            rows.append(
+                [
+                    f"{words}, {rail}",
+                    *(f"{value:.1%}" for value in (*share, *cost)),
+                    number(row["tokens_per_forward"], 2),
+                ]
+            )
+    head = ["", "garbled", "removed", "agrees", "gated", "anew", "more passes", "tokens a pass"]
+    return grid(head, rows)
+
+
 def gpu() -> str:
     """What has been measured on a GPU, or that nothing was."""
     parts = []
@@ -210,6 +242,8 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "passes": passes,
     "products": products,
     "bounds": bounds,
+    "guards": guards,
+    "rails": rails,
 }
 
 
