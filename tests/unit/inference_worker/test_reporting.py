@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from echo_model.guards import flags
 from inference_worker.domain import NOTICES, Draft, DraftFinding, DraftSentence, Fault, notices
 from inference_worker.gate import Gate
 from inference_worker.handlers import Reporter
@@ -289,3 +290,9 @@ def test_time_limits_keep_their_order_in_the_configuration_that_celery_gets() ->
 def test_wrong_settings(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"order|redis|cuda"):
         settings(**wrong)
+
+
+def test_every_flag_of_the_library_has_a_plain_sentence() -> None:
+    raised = {value for name, value in vars(flags).items() if name.isupper() and isinstance(value, str)}
+    assert "contradiction" in raised
+    assert raised <= NOTICES.keys()

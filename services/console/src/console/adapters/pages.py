@@ -44,7 +44,13 @@ _HOP_WORDS = {
 _FLAG_WORDS = {
     "out_of_domain": "Outside the model's domain",
     "low_confidence": "Low confidence",
-    "garbled": "Garbled text",
+    "contradiction": "Findings and impression disagree",
+    "repeated_subword": "Garbled text",
+    "repeated_word": "Garbled text",
+    "repeated_punctuation": "Garbled text",
+    "unknown_word": "Unknown word",
+    "word_order": "Unusual word order",
+    "loop": "Repeats itself",
     "missing_findings": "No findings section",
     "missing_impression": "No impression section",
 }
