@@ -301,6 +301,22 @@ def test_blocks_sent_back_are_decoded_anew_and_replaced_in_the_stream(
     assert engine.stats().redenoised_blocks == 2
 
 
+def test_a_failing_proofreader_fails_its_request_only(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ReportEngine.from_pretrained(checkpoint)
+    plain = engine.generate(film()).token_ids
+
+    def broken(self: Proofreader, blocks: Any) -> int | None:
+        raise ValueError("cannot read this")
+
+    monkeypatch.setattr(Proofreader, "first_bad", broken)
+    read = engine.submit(film(), GenerationSettings(guards=GuardSettings(gate=None)))
+    unread = engine.submit(film())
+    with pytest.raises(EngineError, match="cannot read this"):
+        read.result(60)
+    assert unread.result(60).token_ids == plain
+    assert settled(engine)
+
+
 def test_the_proofreader_names_the_block_where_a_defect_begins_once(engine: ReportEngine) -> None:
     tokenizer = engine.loaded.tokenizer
     reader = Proofreader(tokenizer, None, GuardSettings())

@@ -275,11 +275,15 @@ class ReportEngine:
         by_slot = {ticket.slot: request for ticket, request in self._requests.items() if ticket.slot is not None}
         for slot, block in finished:
             request = by_slot[slot]
-            bad = request.take(block)
-            if bad is not None:
-                decoder.rewind(slot, bad, steps=decoder.block_length)
-            elif block.last:
-                self._deliver(request)
+            try:
+                bad = request.take(block)
+                if bad is not None:
+                    decoder.rewind(slot, bad, steps=decoder.block_length)
+                elif block.last:
+                    self._deliver(request)
+            except Exception as error:  # noqa: BLE001 - a text that cannot be read must not stop the engine
+                with self._lock:
+                    self._end(request, _explained(error))
 
     def _make_slots(self, turn: Turn) -> None:
         """New slots for the turn's layout; those that cannot have them fail."""
