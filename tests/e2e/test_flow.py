@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -116,9 +116,9 @@ def test_twenty_studies_are_reported_once_each_although_processes_are_killed(
         flow.register(study.patient_id, study.birth_date, study.sex)
     failures: list[BaseException] = []
 
-    def guarded(work: object) -> None:
+    def guarded(work: Callable[[], object]) -> None:
         try:
-            work()  # type: ignore[operator]
+            work()
         except BaseException as error:  # noqa: BLE001  # told to the main thread below
             failures.append(error)
 

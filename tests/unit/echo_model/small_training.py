@@ -53,7 +53,7 @@ def small_data() -> TextData:
     tokenizer = small_tokenizer()
     reports = [tokenise(tokenizer, training_report(1, index)) for index in range(64)]
     layout = prompt_layout(small_model(), tokenizer)
-    return TextData(DrawnFeatures(), reports, layout)  # type: ignore[arg-type]
+    return TextData(DrawnFeatures(), reports, layout)  # type: ignore[arg-type]  # stands in
     # DrawnFeatures has the one method of Features that training uses
 
 

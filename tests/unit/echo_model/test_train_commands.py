@@ -65,7 +65,7 @@ class FakeFeatures:
 @pytest.fixture(scope="module")
 def data(tokenizer: Tokenizer) -> TextData:
     reports = [tokenise(tokenizer, training_report(1, index)) for index in range(8)]
-    return TextData(FakeFeatures(), reports, prompt_layout(small_model(tokenizer), tokenizer))  # type: ignore[arg-type]
+    return TextData(FakeFeatures(), reports, prompt_layout(small_model(tokenizer), tokenizer))  # type: ignore[arg-type]  # stands in
     # FakeFeatures has the one method of Features that training uses
 
 

@@ -42,7 +42,7 @@ def positive_sentences() -> Iterator[tuple[str, str, str]]:
             continue
         sides = ["both"] if key.endswith("_both") else ["left", "right"] if name in SIDED else ["none"]
         for wording, side, zone, size in itertools.product(wordings, sides, ("upper", "lower"), ("small", "large")):
-            yield fill(wording, Finding(True, side, zone, size)), name, side  # type: ignore[arg-type]
+            yield fill(wording, Finding(True, side, zone, size)), name, side  # type: ignore[arg-type]  # from the table
             # the sides of the list are those of Finding
 
 

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,13 +21,13 @@ from standalone.children import Child, ChildFailed, ChildSpec, Supervisor, end_l
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 
-def _spec(name: str, argv: list[str], **more: object) -> ChildSpec:
-    return ChildSpec(name=name, argv=argv, ready=lambda: True, **more)  # type: ignore[arg-type]
+def _spec(name: str, argv: list[str], **more: Any) -> ChildSpec:
+    return ChildSpec(name=name, argv=argv, ready=lambda: True, **more)
 
 
-def _wait(condition: object, timeout_s: float = 10.0) -> None:
+def _wait(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
     deadline = time.monotonic() + timeout_s
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 

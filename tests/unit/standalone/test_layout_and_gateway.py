@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
@@ -40,7 +40,7 @@ def test_a_long_path_gets_its_socket_in_a_short_one(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def child() -> AsyncIterator[str]:  # type: ignore[misc]
+def child() -> Iterator[str]:
     async def echo(request: Request) -> Response:
         body = (await request.body()).decode()
         return JSONResponse(
@@ -82,7 +82,7 @@ def child() -> AsyncIterator[str]:  # type: ignore[misc]
     )
     server = HttpServer(app, bind("127.0.0.1", 0))
     server.start()
-    yield f"http://127.0.0.1:{server.port}"  # type: ignore[misc]
+    yield f"http://127.0.0.1:{server.port}"
     server.stop()
 
 

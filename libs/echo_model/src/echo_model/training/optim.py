@@ -32,7 +32,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(list(params), {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # torch's base returns the loss
         # the base class also offers a closure that returns the loss; nothing here needs it
         """Update all weights from their gradients."""
         for group in self.param_groups:
