@@ -239,13 +239,17 @@ class ReportEngine:
 
     def _end(self, request: Request, error: BaseException | None) -> None:
         """Take a request out and tell its caller: an error, or None for one that was cancelled. The lock is held."""
+        self._leave(request)
+        self._totals.ended(error)
+        request.future.fail(error)
+
+    def _leave(self, request: Request) -> None:
+        """Take a request out and free its slot. The lock is held."""
         slot = request.ticket.slot
         self._requests.pop(request.ticket)
         self._scheduler.leave(request.ticket)
         if slot is not None and request.in_slot and self._decoder is not None:
             self._decoder.release(slot)
-        self._totals.ended(error)
-        request.future.fail(error)
 
     def _do(self, turn: Turn) -> None:
         """One turn's work. What fails for one request fails that request only."""
@@ -346,11 +350,7 @@ class ReportEngine:
             total_seconds=time.monotonic() - request.begun,
         )
         with self._lock:
-            assert self._decoder is not None
-            assert request.ticket.slot is not None
-            self._decoder.release(request.ticket.slot)
-            self._requests.pop(request.ticket)
-            self._scheduler.leave(request.ticket)
+            self._leave(request)
             self._totals.finished(stats)
         draft = Draft(blocks, request.domain_score, stats, request.guards)
         request.future.finish(lambda: assemble(self.loaded, self.lexicon, draft))
