@@ -23,9 +23,9 @@ def small_tokenizer() -> Tokenizer:
     return train_tokenizer([training_report(1, i).text for i in range(150)], QUESTION)
 
 
-def small_model(seed: int = 0, spread: float = 0.09) -> Any:
+def small_model(seed: int = 0, spread: float = 0.09, tokenizer: Tokenizer | None = None) -> Any:
     """One thin layer in each half; a wide `spread` makes answers vary."""
-    config = demo_config(small_tokenizer())
+    config = demo_config(tokenizer or small_tokenizer())
     text, vision = config.text_config, config.vision_config
     text.intermediate_size, text.num_hidden_layers, text.layer_types = 64, 1, text.layer_types[:1]
     vision.depth, vision.hidden_size, vision.num_heads, vision.intermediate_size = 1, 24, 2, 32

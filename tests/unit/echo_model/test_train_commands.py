@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch.nn import functional
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from echo_model.cli import main
 from echo_model.data.tokenizer import train_tokenizer
@@ -25,9 +24,10 @@ from echo_model.training.corpus import Corpus, training_report
 from echo_model.training.dcd import Distillation, dcd_loss, divergence, student_states
 from echo_model.training.rad import rad_mask
 from echo_model.training.rollout import Trajectories, log_probabilities, loops, roll_out, usable
-from echo_model.training.shape import QUESTION, TEXT_HIDDEN, VISUAL_TOKENS, Layout, demo_config, prompt_layout
+from echo_model.training.shape import QUESTION, Layout, prompt_layout
 from echo_model.training.text_stages import TextData, embed, hidden_states, train_text
 from echo_model.training.texts import tokenise
+from unit.echo_model.small_training import DrawnFeatures, small_model
 
 BLOCK = 8
 
@@ -37,36 +37,11 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer([training_report(1, i).text for i in range(200)], QUESTION)
 
 
-def small_model(tokenizer: Tokenizer, seed: int = 0, spread: float = 0.02) -> Any:
-    """The demonstration model with one thin layer in each half; a wide `spread` makes answers vary."""
-    config = demo_config(tokenizer)
-    text, vision = config.text_config, config.vision_config
-    text.intermediate_size, text.num_hidden_layers, text.layer_types = 64, 1, text.layer_types[:1]
-    vision.depth, vision.hidden_size, vision.num_heads, vision.intermediate_size = 1, 24, 2, 32
-    vision.fullatt_block_indexes = [0]
-    torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    with torch.no_grad():
-        for parameter in model.model.language_model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0.0, spread)
-    random: Any = model
-    return random.float().eval()
-
-
-class FakeFeatures:
-    """Visual tokens that are a function of the row."""
-
-    def rows(self, rows: Any) -> torch.Tensor:
-        draws = [torch.randn(VISUAL_TOKENS, TEXT_HIDDEN, generator=torch.Generator().manual_seed(int(r))) for r in rows]
-        return torch.stack(draws)
-
-
 @pytest.fixture(scope="module")
 def data(tokenizer: Tokenizer) -> TextData:
     reports = [tokenise(tokenizer, training_report(1, index)) for index in range(8)]
-    return TextData(FakeFeatures(), reports, prompt_layout(small_model(tokenizer), tokenizer))  # type: ignore[arg-type]  # stands in
-    # FakeFeatures has the one method of Features that training uses
+    return TextData(DrawnFeatures(), reports, prompt_layout(small_model(spread=0.02, tokenizer=tokenizer), tokenizer))  # type: ignore[arg-type]  # stands in
+    # DrawnFeatures has the one method of Features that training uses
 
 
 def ending(layout: Layout, token: int) -> Layout:
@@ -110,7 +85,7 @@ def test_targets_are_those_of_a_slow_obvious_decoding(
     tokenizer: Tokenizer, data: TextData, block: int, tau: float
 ) -> None:
     """Also with a prompt that ends inside a block (5, 16), and with one token a step (no confidence reaches 2)."""
-    model = small_model(tokenizer, 2, spread=0.09)
+    model = small_model(2, tokenizer=tokenizer)
     features = data.features.rows([0, 1, 2])
     with torch.no_grad():
         plain = obvious_path(model, data.layout, features[1], block, tau, 40)
@@ -139,7 +114,7 @@ def test_targets_are_those_of_a_slow_obvious_decoding(
 
 def test_the_student_sees_what_one_step_decoding_sees(tokenizer: Tokenizer, data: TextData) -> None:
     """Each block from full masks, the teacher's own tokens before it, without the RAD layout."""
-    model = small_model(tokenizer, 2, spread=0.09)
+    model = small_model(2, tokenizer=tokenizer)
     features = data.features.rows([3])
     with torch.no_grad():
         paths = roll_out(model, data.layout, features, BLOCK, tau=0.5, top_k=4, max_tokens=24)
@@ -199,7 +174,7 @@ def test_loops_and_endless_answers_are_dropped() -> None:
 
 
 def test_distillation_lowers_its_loss(tokenizer: Tokenizer, data: TextData) -> None:
-    teacher, student = small_model(tokenizer, 2, spread=0.09), small_model(tokenizer, 5, spread=0.09)
+    teacher, student = small_model(2, tokenizer=tokenizer), small_model(5, tokenizer=tokenizer)
     with torch.no_grad():
         path = obvious_path(teacher, data.layout, data.features.rows([0])[0], BLOCK, 0.05, 24)
     # random weights never end of themselves: a token that they do choose stands in for the end
@@ -218,7 +193,7 @@ def test_distillation_lowers_its_loss(tokenizer: Tokenizer, data: TextData) -> N
 
 
 def test_answers_that_cannot_be_used_give_no_gradient(tokenizer: Tokenizer, data: TextData) -> None:
-    model = small_model(tokenizer, 2, spread=0.09)
+    model = small_model(2, tokenizer=tokenizer)
     endless = TextData(data.features, data.reports, ending(data.layout, data.layout.mask))  # it is never chosen
     loss, figures = dcd_loss(model, model, endless, [0], BLOCK, Distillation(tau=0.05))
     loss.backward()  # type: ignore[no-untyped-call]  # torch publishes no type for it
@@ -281,7 +256,7 @@ def test_a_file_that_is_no_toml_or_missing(tmp_path: Path, capsys: pytest.Captur
 
 @pytest.fixture
 def init(tmp_path: Path, tokenizer: Tokenizer) -> Path:
-    write_checkpoint(small_model(tokenizer), tokenizer, tmp_path / "init")
+    write_checkpoint(small_model(spread=0.02, tokenizer=tokenizer), tokenizer, tmp_path / "init")
     (tmp_path / "init" / "domain.safetensors").write_bytes(b"statistics of the tower")
     return tmp_path / "init"
 
@@ -327,7 +302,9 @@ def test_packed_rows_train_as_well(tmp_path: Path, init: Path) -> None:
 def test_the_first_stage_can_begin_with_nothing(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands, "new_model", small_model)
+    monkeypatch.setattr(
+        commands, "new_model", lambda tokenizer, seed: small_model(seed, spread=0.02, tokenizer=tokenizer)
+    )
     train("ar", read_config(toml(tmp_path, tower_samples=128, phantoms=64), "ar"))
     assert (tmp_path / "work" / "tower.state.pt").is_file()
     assert load_model(tmp_path / "out").model_id == "echo-phantom-ar"
