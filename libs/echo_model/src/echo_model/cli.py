@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     phantoms.add_argument("--count", type=_positive, required=True)
     phantoms.add_argument("--seed", type=_seed, default=0, help="same seed, same pixels and labels everywhere")
     phantoms.add_argument("--dicom", action="store_true", help="a DICOM file beside each PNG")
+    phantoms.add_argument("--lateral", action="store_true", help="the lateral view of each as well")
     phantoms.set_defaults(run=_phantoms)
 
     evaluate = commands.add_parser("evaluate", help="measure a model on held-out phantoms or a labelled folder")
@@ -238,7 +239,7 @@ def _phantoms(args: argparse.Namespace) -> int:
     from echo_model.data.export import export_phantoms
 
     try:
-        export_phantoms(args.out, args.count, args.seed, args.dicom)
+        export_phantoms(args.out, args.count, args.seed, args.dicom, args.lateral)
     except ModuleNotFoundError as error:
         print(f"echo-model: --dicom needs the package {error.name} (the extra echo-model[dicom])", file=sys.stderr)
         return 2

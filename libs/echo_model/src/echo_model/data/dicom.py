@@ -1,4 +1,6 @@
-"""Writes a phantom as a DICOM file: Digital X-Ray Image Storage - For Presentation, one file = one patient, one study.
+"""Writes a phantom as DICOM files: Digital X-Ray Image Storage - For Presentation, one patient and study a phantom.
+
+The frontal view and, where it is wanted, the lateral one are a series each.
 
 The only module of this package that needs pydicom (extra ``dicom``). Identifiers say what they are: ``PHANTOM^<n>``,
 ``PHANTOM-<n>``; UIDs are derived from the series and the number under 2.25 (ISO/IEC 9834-8), so they repeat.
@@ -7,18 +9,36 @@ The only module of this package that needs pydicom (extra ``dicom``). Identifier
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from echo_model.data.lateral import LateralView
 from echo_model.data.phantoms import Phantom
 
 DX_PRESENTATION: Final = "1.2.840.10008.5.1.4.1.1.1.1"
 EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
 PIXEL_SPACING_MM: Final = 350.0 / 224
 """A chest of 350 mm over the width of a phantom."""
+
+
+@dataclass(frozen=True)
+class _View:
+    """What the header says of a projection; ``prefix`` tells its UIDs from those of the study's other view."""
+
+    position: str
+    orientation: tuple[str, str]
+    code: str
+    meaning: str
+    series_number: int
+    prefix: str
+
+
+_FRONTAL: Final = _View("PA", ("L", "F"), "272479007", "Postero-anterior", 1, "")
+_LATERAL: Final = _View("LL", ("P", "F"), "399173006", "Left lateral", 2, "lateral ")
 
 
 def phantom_uid(seed: int, index: int, kind: str) -> str:
@@ -30,23 +50,29 @@ def phantom_uid(seed: int, index: int, kind: str) -> str:
     return f"2.25.{int.from_bytes(bytes(number), 'big')}"
 
 
-def stored_pixels(phantom: Phantom) -> tuple[npt.NDArray[np.uint16], int, bool]:
-    """Pixels as stored, bits stored (12 or 16) and whether they are inverted (MONOCHROME1, one phantom in five)."""
+def stored_pixels(
+    phantom: Phantom, image: npt.NDArray[np.uint8] | None = None
+) -> tuple[npt.NDArray[np.uint16], int, bool]:
+    """Pixels as stored, bits stored (12 or 16) and whether they are inverted (MONOCHROME1, one phantom in five).
+
+    ``image``: another view of the phantom than the frontal one; all views of a phantom are stored alike.
+    """
+    image = phantom.image if image is None else image
     draw = hashlib.sha256(f"PhantomCXR/{phantom.seed}/{phantom.index}/storage".encode()).digest()
     bits = 12 if draw[0] % 2 else 16
     inverted = draw[1] % 5 == 0
     high = (1 << bits) - 1
-    pixels = (phantom.image.astype(np.uint32) * high + 127) // 255
+    pixels = (image.astype(np.uint32) * high + 127) // 255
     return (high - pixels if inverted else pixels).astype(np.uint16), bits, inverted
 
 
-def phantom_dataset(phantom: Phantom) -> Any:
-    """The phantom as a ``pydicom.Dataset`` with file meta information."""
+def phantom_dataset(phantom: Phantom, lateral: LateralView | None = None) -> Any:
+    """The phantom as a ``pydicom.Dataset`` with file meta information: its frontal view, or the lateral one given."""
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import UID
 
-    seed, index = phantom.seed, phantom.index
-    instance = phantom_uid(seed, index, "instance")
+    view = _FRONTAL if lateral is None else _LATERAL
+    instance = phantom_uid(phantom.seed, phantom.index, f"{view.prefix}instance")
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = UID(DX_PRESENTATION)
     meta.MediaStorageSOPInstanceUID = UID(instance)
@@ -55,13 +81,13 @@ def phantom_dataset(phantom: Phantom) -> Any:
     ds = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     ds.SpecificCharacterSet = "ISO_IR 192"
     ds.SOPClassUID, ds.SOPInstanceUID = DX_PRESENTATION, instance
-    _patient_and_study(ds, phantom)
-    _acquisition(ds, phantom)
-    _pixels(ds, phantom)
+    _patient_and_study(ds, phantom, view)
+    _acquisition(ds, phantom, view)
+    _pixels(ds, *stored_pixels(phantom, None if lateral is None else lateral.image))
     return ds
 
 
-def _patient_and_study(ds: Any, phantom: Phantom) -> None:
+def _patient_and_study(ds: Any, phantom: Phantom, view: _View) -> None:
     seed, index = phantom.seed, phantom.index
     number = f"{seed}-{index}"
     day, minute = index % 28 + 1, (index * 7) % 1440
@@ -70,18 +96,18 @@ def _patient_and_study(ds: Any, phantom: Phantom) -> None:
     ds.PatientBirthDate = f"{1930 + (index * 13) % 70:04d}{(index * 5) % 12 + 1:02d}{(index * 11) % 28 + 1:02d}"
     ds.PatientSex = "FM"[index % 2]
     ds.StudyInstanceUID = phantom_uid(seed, index, "study")
-    ds.SeriesInstanceUID = phantom_uid(seed, index, "series")
+    ds.SeriesInstanceUID = phantom_uid(seed, index, f"{view.prefix}series")
     ds.StudyID = str(index % 10_000)
     ds.AccessionNumber = f"PH{seed % 100_000:05d}{index:07d}"
     ds.StudyDate = ds.SeriesDate = ds.AcquisitionDate = ds.ContentDate = f"202601{day:02d}"
     ds.StudyTime = ds.SeriesTime = ds.AcquisitionTime = ds.ContentTime = f"{minute // 60:02d}{minute % 60:02d}00"
     ds.ReferringPhysicianName = ""
     ds.StudyDescription = "Synthetic chest radiograph"
-    ds.SeriesDescription = "PhantomCXR PA"
-    ds.SeriesNumber = ds.InstanceNumber = 1
+    ds.SeriesDescription = f"PhantomCXR {view.position}"
+    ds.SeriesNumber, ds.InstanceNumber = view.series_number, 1
 
 
-def _acquisition(ds: Any, phantom: Phantom) -> None:
+def _acquisition(ds: Any, phantom: Phantom, view: _View) -> None:
     from pydicom.dataset import Dataset
     from pydicom.sequence import Sequence
 
@@ -97,12 +123,12 @@ def _acquisition(ds: Any, phantom: Phantom) -> None:
     ds.SoftwareVersions = "1"
     ds.PresentationIntentType = "FOR PRESENTATION"
     ds.BodyPartExamined = "CHEST"
-    ds.ViewPosition = "PA"
+    ds.ViewPosition = view.position
     ds.ImageLaterality = "U"
-    ds.PatientOrientation = ["L", "F"]
+    ds.PatientOrientation = list(view.orientation)
     ds.PatientOrientationCodeSequence = Sequence([code("10904000", "SCT", "Erect")])
     ds.PositionerType = "NONE"
-    ds.ViewCodeSequence = Sequence([code("272479007", "SCT", "Postero-anterior")])
+    ds.ViewCodeSequence = Sequence([code(view.code, "SCT", view.meaning)])
     ds.ViewCodeSequence[0].ViewModifierCodeSequence = Sequence([])
     ds.AnatomicRegionSequence = Sequence([code("51185008", "SCT", "Chest")])
     ds.AcquisitionContextSequence = Sequence([])
@@ -111,8 +137,7 @@ def _acquisition(ds: Any, phantom: Phantom) -> None:
     ds.ImageComments = "Synthetic phantom, no patient"
 
 
-def _pixels(ds: Any, phantom: Phantom) -> None:
-    pixels, bits, inverted = stored_pixels(phantom)
+def _pixels(ds: Any, pixels: npt.NDArray[np.uint16], bits: int, inverted: bool) -> None:
     ds.ImageType = ["DERIVED", "PRIMARY", ""]
     ds.DerivationDescription = "Drawn by PhantomCXR"
     ds.SamplesPerPixel = 1
@@ -129,6 +154,6 @@ def _pixels(ds: Any, phantom: Phantom) -> None:
     ds.PixelData = pixels.astype("<u2").tobytes()
 
 
-def write_phantom(phantom: Phantom, path: Path) -> None:
-    """Write the phantom as a DICOM file in the file format of PS3.10, explicit VR little endian."""
-    phantom_dataset(phantom).save_as(path, enforce_file_format=True)
+def write_phantom(phantom: Phantom, path: Path, lateral: LateralView | None = None) -> None:
+    """Write a view, as `phantom_dataset` takes it, in the file format of PS3.10, explicit VR little endian."""
+    phantom_dataset(phantom, lateral).save_as(path, enforce_file_format=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from echo_model.data.lateral import lateral_view
 from echo_model.data.phantoms import Phantom, generate_phantom
 
 
@@ -22,11 +23,12 @@ def truth(phantom: Phantom) -> dict[str, Any]:
     }
 
 
-def export_phantoms(out_dir: Path, count: int, seed: int, dicom: bool = False) -> None:
+def export_phantoms(out_dir: Path, count: int, seed: int, dicom: bool = False, lateral: bool = False) -> None:
     """Write ``count`` phantoms of the series ``seed``: ``NNNNN.png`` (+ ``.dcm``) and ``labels.jsonl``.
 
-    The folder is made; files of the same names are replaced. Raises ValueError for a count below 1, OSError as the
-    file system does, ModuleNotFoundError when DICOM is wanted without pydicom.
+    ``lateral``: the lateral view as well, ``NNNNN-lateral.png`` (+ ``.dcm``), whose name the line then has under
+    ``lateral``. The folder is made; files of the same names are replaced. Raises ValueError for a count below 1,
+    OSError as the file system does, ModuleNotFoundError when DICOM is wanted without pydicom.
     """
     if count < 1:
         raise ValueError(f"at least one phantom is wanted, not {count}")
@@ -40,4 +42,10 @@ def export_phantoms(out_dir: Path, count: int, seed: int, dicom: bool = False) -
             Image.fromarray(phantom.image).save(out_dir / f"{line['id']}.png")
             if dicom:
                 write_phantom(phantom, out_dir / f"{line['id']}.dcm")
+            if lateral:
+                view, name = lateral_view(phantom), f"{line['id']}-lateral"
+                Image.fromarray(view.image).save(out_dir / f"{name}.png")
+                if dicom:
+                    write_phantom(phantom, out_dir / f"{name}.dcm", view)
+                line["lateral"] = name
             labels.write(json.dumps(line, ensure_ascii=False) + "\n")

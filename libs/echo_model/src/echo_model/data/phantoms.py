@@ -6,13 +6,14 @@ are drawn from three separate streams, so a change of one leaves the other two a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from echo_model.data.anatomy import SIDES, draw_anatomy, paint_chest
+from echo_model.data.anatomy import SIDES, Anatomy, draw_anatomy, paint_chest
 from echo_model.data.drawing import Canvas, blur3, coarse_noise, draw_polyline
 from echo_model.data.labels import BILATERAL, DENSE_LABELS, FINDINGS, SIDED, Finding, Side, Zone
 from echo_model.data.pathology import PAINTERS
@@ -65,7 +66,10 @@ class Phantom:
 
 
 def stream(seed: int, index: int, purpose: int) -> np.random.Generator:
-    """Random numbers for one purpose of one phantom (0 findings, 1 pixels, 2 wording)."""
+    """Random numbers for one purpose of one phantom (0 findings, 1 pixels, 2 wording, 100 and more findings' pixels).
+
+    The lateral view has 3, and 200 and more.
+    """
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index, purpose])))
 
 
@@ -97,7 +101,7 @@ def draw_findings(rng: np.random.Generator) -> dict[str, Finding]:
     return found
 
 
-def _film(rng: np.random.Generator, canvas: Canvas) -> npt.NDArray[np.uint8]:
+def film(rng: np.random.Generator, canvas: Canvas) -> npt.NDArray[np.uint8]:
     """Exposure, contrast, unsharpness and grain of one film; to uint8."""
     size = canvas.shape[0]
     if rng.random() < 0.6:
@@ -116,37 +120,49 @@ def _film(rng: np.random.Generator, canvas: Canvas) -> npt.NDArray[np.uint8]:
     return np.asarray(np.clip(bent * 255 + np.float32(0.5), 0, 255), dtype=np.uint8)
 
 
-def generate_phantom(seed: int, index: int, findings: dict[str, Finding] | None = None) -> Phantom:
-    """Make phantom ``index`` of the series ``seed``; ``findings`` replaces the drawn ones (all names are needed)."""
-    found = draw_findings(stream(seed, index, 0)) if findings is None else findings
-    rng = stream(seed, index, 1)
-    big = found["cardiomegaly"].present
-    ratio = (0.59 + 0.10 * rng.random()) if big else (0.40 + 0.09 * rng.random())
-    anatomy = draw_anatomy(rng, NATIVE_SIZE, ratio)
-    canvas, lungs = paint_chest(rng, anatomy)
-    masks: dict[str, npt.NDArray[np.bool_]] = {}
-    if big:
-        cx = np.float32(anatomy.midline + 0.03)
-        heart = (np.abs(anatomy.x - cx) < anatomy.heart_half_width) & (np.abs(anatomy.y - anatomy.heart_y) < 0.12)
-        masks["cardiomegaly"] = heart
-    for number, (name, painter) in enumerate(PAINTERS.items()):
+def draw_body(rng: np.random.Generator, found: dict[str, Finding]) -> Anatomy:
+    """Draw the measures of a chest whose heart is as large as the findings say."""
+    ratio = (0.59 + 0.10 * rng.random()) if found["cardiomegaly"].present else (0.40 + 0.09 * rng.random())
+    return draw_anatomy(rng, NATIVE_SIZE, ratio)
+
+
+def shown(found: dict[str, Finding]) -> Iterator[tuple[int, str, str]]:
+    """What is to be painted, in order: number of its random stream, name of the finding, side."""
+    for number, name in enumerate(PAINTERS):
         finding = found[name]
         if not finding.present:
             continue
         for place, (side, _) in enumerate(SIDES):
-            if finding.side not in (side, "both") and not (finding.side == "none" and place == 0):
-                continue
-            own = stream(seed, index, 100 + 2 * number + place)
-            region = painter(own, anatomy, canvas, lungs, side, finding) > 0.2
-            base = name if finding.side == "none" else f"{name}.{side}"
-            for label in (base, f"{base}.{finding.zone}", f"{base}.{finding.size}"):
-                if label in DENSE_LABELS:
-                    masks[label] = region
-    _side_marker(canvas)
-    image = _film(rng, canvas)
+            if finding.side in (side, "both") or (finding.side == "none" and place == 0):
+                yield 2 * number + place, name, side
+
+
+def labels_of(name: str, side: str, finding: Finding) -> list[str]:
+    """Names of ``DENSE_LABELS`` that a finding on one side carries."""
+    base = name if finding.side == "none" else f"{name}.{side}"
+    return [label for label in (base, f"{base}.{finding.zone}", f"{base}.{finding.size}") if label in DENSE_LABELS]
+
+
+def generate_phantom(seed: int, index: int, findings: dict[str, Finding] | None = None) -> Phantom:
+    """Make phantom ``index`` of the series ``seed``; ``findings`` replaces the drawn ones (all names are needed)."""
+    found = draw_findings(stream(seed, index, 0)) if findings is None else findings
+    rng = stream(seed, index, 1)
+    anatomy = draw_body(rng, found)
+    canvas, lungs = paint_chest(rng, anatomy)
+    masks: dict[str, npt.NDArray[np.bool_]] = {}
+    if found["cardiomegaly"].present:
+        cx = np.float32(anatomy.midline + 0.03)
+        heart = (np.abs(anatomy.x - cx) < anatomy.heart_half_width) & (np.abs(anatomy.y - anatomy.heart_y) < 0.12)
+        masks["cardiomegaly"] = heart
+    for number, name, side in shown(found):
+        finding = found[name]
+        region = PAINTERS[name](stream(seed, index, 100 + number), anatomy, canvas, lungs, side, finding) > 0.2
+        masks |= dict.fromkeys(labels_of(name, side, finding), region)
+    side_marker(canvas)
+    image = film(rng, canvas)
     return Phantom(seed, index, image, found, masks, write_report(stream(seed, index, 2), found))
 
 
-def _side_marker(canvas: Canvas) -> None:
+def side_marker(canvas: Canvas) -> None:
     """The letter L at the patient's left, as technicians place it."""
     draw_polyline(canvas, [(0.945, 0.05), (0.945, 0.095), (0.97, 0.095)], 0.006, 0.6)
