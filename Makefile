@@ -7,7 +7,7 @@ PACKAGES := libs/pipeline libs/echo_model services/dicom_listener services/dispa
             services/fhir_writer services/console services/standalone
 SOURCES := libs services scripts tests benchmarks
 
-.PHONY: help setup demo test check format bench services services-stop render up chaos demo-model docs clean
+.PHONY: help setup demo test check format bench services services-stop render up chaos variants demo-model docs clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -67,6 +67,10 @@ bench: setup  ## what a CPU can measure (3 minutes); results in benchmarks/resul
 chaos: setup  ## kill parts of the cluster mode at random under load: make chaos MINUTES=3
 	@scripts/services.sh start
 	$(BIN)/python benchmarks/chaos.py --minutes $(or $(MINUTES),3)
+
+variants: setup  ## the method against its alternatives, three seeds (hours, resumable): table and verdicts in docs/benchmarks.md
+	$(BIN)/python -m echo_model.training.variants --work .training/variants --json benchmarks/results/variants.json
+	$(BIN)/python benchmarks/render.py
 
 demo-model: setup  ## train the demo checkpoint again (hours, resumable)
 	$(BIN)/python -m echo_model.training.demo --work .training --out .training/checkpoint

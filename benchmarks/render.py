@@ -205,6 +205,41 @@ def rails(result: Any) -> str:
     return grid(head, rows)
 
 
+def variants(result: Any) -> str:
+    """Every way to fewer steps, mean over the seeds with lowest and highest where they differ."""
+    columns = (
+        ("macro_f1", "F1", 3),
+        ("rouge_l", "ROUGE-L", 3),
+        ("cider", "CIDEr", 2),
+        ("garbled_rate", "garbled", 3),
+        ("perplexity", "perplexity", 2),
+        ("tokens_per_forward", "tokens a pass", 2),
+        ("tokens_per_second", "tokens/s", 0),
+        ("speed_up", "over AR", 2),
+    )
+
+    def cell(figure: Any, digits: int) -> str:
+        low, high = (f"{figure[end]:.{digits}f}" for end in ("min", "max"))
+        return f"{figure['mean']:.{digits}f}" + ("" if low == high else f" ({low} to {high})")
+
+    rows = [
+        [row["title"], *(cell(row["figures"][key], digits) for key, _, digits in columns)] for row in result["rows"]
+    ]
+    return grid(["", *(head for _, head, _ in columns)], rows)
+
+
+def claims(result: Any) -> str:
+    """What the figures say about each claim: gains of every seed, positive for the claim."""
+    rows = []
+    for claim in result["claims"]:
+        gains = "; ".join(
+            f"{name.replace('_', ' ')} {', '.join(f'{gain:+.3f}' for gain in some)}"
+            for name, some in claim.get("gains", {}).items()
+        )
+        rows.append([claim["claim"], claim["verdict"], gains or "–"])
+    return grid(["claim", "by our figures", "gains, one a seed"], rows)
+
+
 def gpu() -> str:
     """What has been measured on a GPU, or that nothing was."""
     parts = []
@@ -244,6 +279,8 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "bounds": bounds,
     "guards": guards,
     "rails": rails,
+    "variants": variants,
+    "claims": claims,
 }
 
 

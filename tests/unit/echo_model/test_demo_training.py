@@ -24,8 +24,8 @@ PLAN = Plan(
     tower_first_schedule=48,
     tower_heads=24,
     tower_samples=72,
-    ar_samples=32,
-    rad_samples=32,
+    ar_samples=64,
+    rad_samples=64,
     checked=2,
 )
 

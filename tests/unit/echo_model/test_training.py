@@ -200,7 +200,8 @@ def test_text_training_leaves_the_tower_alone_and_learns(model: Any, data: TextD
     assert all(torch.equal(value, tower[key]) for key, value in model.model.visual.state_dict().items())
 
 
-def test_resume_is_exact(tokenizer: Tokenizer, data: TextData, tmp_path: Path) -> None:
+@pytest.mark.parametrize("muon_rate", [None, 0.01])
+def test_resume_is_exact(muon_rate: float | None, tokenizer: Tokenizer, data: TextData, tmp_path: Path) -> None:
     def train(folder: Path, stops: list[int | None]) -> dict[str, torch.Tensor]:
         folder.mkdir()
         for stop in stops:
@@ -209,7 +210,8 @@ def test_resume_is_exact(tokenizer: Tokenizer, data: TextData, tmp_path: Path) -
             def loss(rows: Any, step: int, model: Any = model) -> Any:
                 return rad_loss(model, data, rows, 8, torch.Generator().manual_seed(step))
 
-            train_text("rad", model, folder, loss, data.lengths, samples=48, rate=1e-3, stop_after=stop)
+            rates: Any = {"rate": 1e-3, "muon_rate": muon_rate}
+            train_text("rad", model, folder, loss, data.lengths, samples=48, **rates, stop_after=stop)
         return dict(model.state_dict())
 
     through, resumed = train(tmp_path / "a", [None]), train(tmp_path / "b", [2, 3, None])

@@ -8,6 +8,7 @@ with the teacher's own tokens, every token of the answer masked.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,15 +65,23 @@ def reverse_divergence(top_ids: torch.Tensor, top_log: torch.Tensor, student_log
     return inside + tail_log.exp() * (tail_log - left_log)
 
 
-def student_states(model: Any, layout: Layout, features: torch.Tensor, paths: Trajectories, block: int) -> torch.Tensor:
-    """The student's last hidden states (B, R, H) of one step from full masks, the teacher's tokens as clean blocks."""
+def masked_states(
+    model: Any, layout: Layout, features: torch.Tensor, paths: Trajectories, block: int, masks: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Last hidden states (B, R, H) of a copy of the answers for every mask (bool (B, R)), clean blocks beside them."""
     prefix, width = layout.length // block * block, paths.ids.shape[1]
     start = layout.prompt[:prefix].expand(paths.ids.shape[0], -1)
-    noisy = paths.ids.masked_fill(paths.open, layout.mask)
+    noisy = [paths.ids.masked_fill(masked, layout.mask) for masked in masks]
     where = layout.positions[:, prefix : prefix + width]
-    positions = torch.cat([layout.positions[:, :prefix], where, where], dim=1)
-    embeds = embed(model, torch.cat([start, paths.ids, noisy], dim=1), layout, features)
-    return hidden_states(model, embeds, positions, rad_mask(prefix, width, block, copies=1))[:, prefix + width :]
+    positions = torch.cat([layout.positions[:, :prefix], *[where] * (1 + len(masks))], dim=1)
+    embeds = embed(model, torch.cat([start, paths.ids, *noisy], dim=1), layout, features)
+    states = hidden_states(model, embeds, positions, rad_mask(prefix, width, block, copies=len(masks)))
+    return list(states[:, prefix + width :].split(width, dim=1))
+
+
+def student_states(model: Any, layout: Layout, features: torch.Tensor, paths: Trajectories, block: int) -> torch.Tensor:
+    """The student's last hidden states (B, R, H) of one step from full masks, the teacher's tokens as clean blocks."""
+    return masked_states(model, layout, features, paths, block, [paths.open])[0]
 
 
 def distil_loss(

@@ -32,7 +32,7 @@ from echo_model.training.checks import VALIDATION_SEED, Checker, held_out_featur
 from echo_model.training.corpus import Corpus
 from echo_model.training.curves import draw_curves
 from echo_model.training.dcd import Distillation, distil_loss
-from echo_model.training.demo_plan import Plan
+from echo_model.training.demo_plan import AR_RATES, BATCH, DCD_RATES, RAD_RATES, Plan
 from echo_model.training.features import Features
 from echo_model.training.loop import Stopped
 from echo_model.training.rollout import Trajectories, roll_out
@@ -122,7 +122,9 @@ class Training:
             lambda rows, step: ar_loss(model, data, rows, plan.decisive_weight),
             data.lengths,
             samples=plan.ar_samples,
-            rate=1.5e-3,
+            rate=AR_RATES[0],
+            muon_rate=AR_RATES[1],
+            batch=BATCH,
             say=say,
             check=lambda: checker.left_to_right(model),
             stopped=self.stopped,
@@ -135,7 +137,9 @@ class Training:
             lambda rows, step: rad_loss(model, data, rows, BLOCK, torch.Generator().manual_seed(noise + step)),
             data.lengths,
             samples=plan.rad_samples,
-            rate=1e-3,
+            rate=RAD_RATES[0],
+            muon_rate=RAD_RATES[1],
+            batch=BATCH,
             first_row=plan.ar_samples,
             say=say,
             check=lambda: checker.blocks(model, BLOCK, plan.tau),
@@ -190,8 +194,9 @@ class Training:
             loss,
             stored.lengths,
             samples=plan.dcd_samples,
-            rate=7e-4,
-            batch=16,
+            rate=DCD_RATES[0],
+            muon_rate=DCD_RATES[1],
+            batch=BATCH,
             say=say,
             check=lambda: checker.blocks(model, BLOCK, 0.0),
             stopped=self.stopped,
@@ -255,7 +260,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the corpus and for resuming")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--tower", type=Path, help="checkpoint whose vision tower is trained further (default: none)")
-    parser.add_argument("--minutes-scale", type=float, default=1.0, help="share of the full training (about 7 hours)")
+    parser.add_argument("--minutes-scale", type=float, default=1.0, help="share of the full training (about 3 hours)")
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     stopped = threading.Event()

@@ -9,10 +9,16 @@ from typing import Any, Final
 
 FILE: Final = "plan.json"
 
+BATCH: Final = 16
+#: Learning rates of AdamW and of Muon in the stages of the language model.
+AR_RATES: Final = (1.5e-3, 0.02)
+RAD_RATES: Final = (1e-3, 0.012)
+DCD_RATES: Final = (7e-4, 0.008)
+
 
 @dataclass(frozen=True)
 class Plan:
-    """Samples of every stage, and the seeds. All fits into eight hours of one core (see docs/training.md).
+    """Samples of every stage, and the seeds. All fits into three hours of one core (see docs/training.md).
 
     The tower learns in two runs: `tower_first` samples at the full rate (stopped before the end of its cosine,
     `tower_first_schedule`), then new heads and `tower_samples` at a lower one.
@@ -21,17 +27,17 @@ class Plan:
     train_seed: int = 2
     weights_seed: int = 7
     noise_seed: int = 1_000_000
-    phantoms: int = 32_000
+    phantoms: int = 24_000
     vocabulary: int = 1_800
     tokenizer_reports: int = 12_000
     tower_first: int = 18_000
     tower_first_schedule: int = 22_000
-    tower_heads: int = 3_600
-    tower_samples: int = 36_000
-    ar_samples: int = 56_000
-    rad_samples: int = 72_000
-    teacher_reports: int = 20_480
-    dcd_samples: int = 80_000
+    tower_heads: int = 2_400
+    tower_samples: int = 20_000
+    ar_samples: int = 20_000
+    rad_samples: int = 22_000
+    teacher_reports: int = 6_144
+    dcd_samples: int = 20_000
     decisive_weight: float = 5.0
     tau: float = 0.85
     canonical: float = 0.6

@@ -48,6 +48,16 @@ class Muon(torch.optim.Optimizer):
                 p.add_(update, alpha=-group["lr"] * math.sqrt(max(1.0, p.shape[0] / p.shape[1])))
 
 
+def split_for_muon(module: torch.nn.Module, *, keep: tuple[str, ...]) -> tuple[list[Any], list[Any]]:
+    """Parameters for Muon (weights with 2 dimensions) and for AdamW (the rest, and names that start with ``keep``)."""
+    hidden: list[Any] = []
+    rest: list[Any] = []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (hidden if parameter.ndim == 2 and not name.startswith(keep) else rest).append(parameter)
+    return hidden, rest
+
+
 class Optimizers:
     """Several optimisers with base rates under one schedule: linear warm-up, then one cosine down to 5 %."""
 

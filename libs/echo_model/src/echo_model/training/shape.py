@@ -24,8 +24,8 @@ VISUAL_TOKENS: Final = (GRID // IMAGES.merge_size) ** 2
 TEXT_HIDDEN: Final = 256
 
 
-def demo_config(tokenizer: Tokenizer) -> Any:
-    """Configuration of the 5.7 M parameter demonstration model (``Qwen2_5_VLConfig``)."""
+def demo_config(tokenizer: Tokenizer, layers: int = 4) -> Any:
+    """Configuration of the 5.7 M parameter demonstration model (``Qwen2_5_VLConfig``), or with fewer text layers."""
     ids = special_ids(tokenizer)
     depth = 4
     return Qwen2_5_VLConfig(
@@ -33,7 +33,7 @@ def demo_config(tokenizer: Tokenizer) -> Any:
             "vocab_size": tokenizer.get_vocab_size(),
             "hidden_size": TEXT_HIDDEN,
             "intermediate_size": 704,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": layers,
             "num_attention_heads": 8,
             "num_key_value_heads": 2,
             "max_position_embeddings": 2048,
@@ -65,10 +65,10 @@ def demo_config(tokenizer: Tokenizer) -> Any:
     )
 
 
-def new_model(tokenizer: Tokenizer, seed: int) -> Any:
+def new_model(tokenizer: Tokenizer, seed: int, layers: int = 4) -> Any:
     """A ``Qwen2_5_VLForConditionalGeneration`` in float32 with fresh weights drawn from ``seed``."""
     torch.manual_seed(seed)
-    return Qwen2_5_VLForConditionalGeneration(demo_config(tokenizer))
+    return Qwen2_5_VLForConditionalGeneration(demo_config(tokenizer, layers))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch.nn import functional
 from echo_model.data.labels import DENSE_LABELS
 from echo_model.training.corpus import Corpus
 from echo_model.training.loop import run_stage
-from echo_model.training.optim import Muon, Optimizers
+from echo_model.training.optim import Muon, Optimizers, split_for_muon
 from echo_model.training.shape import TEXT_HIDDEN, VISUAL_TOKENS, encode_grey
 
 DENSE_WEIGHT = 5.0
@@ -40,16 +40,6 @@ class Classifier(torch.nn.Module):
         """Logits (B, labels) and (B, VISUAL_TOKENS, labels)."""
         features = encode_grey(self.visual, pixels)
         return self.whole(features.flatten(1)), self.each(features)
-
-
-def split_for_muon(module: torch.nn.Module, *, keep: tuple[str, ...]) -> tuple[list[Any], list[Any]]:
-    """Parameters for Muon (weights with 2 dimensions) and for AdamW (the rest, and names that start with ``keep``)."""
-    hidden: list[Any] = []
-    rest: list[Any] = []
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            (hidden if parameter.ndim == 2 and not name.startswith(keep) else rest).append(parameter)
-    return hidden, rest
 
 
 def train_tower(
