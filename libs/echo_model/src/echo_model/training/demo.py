@@ -129,6 +129,7 @@ class Training:
             check=lambda: checker.left_to_right(model),
             stopped=self.stopped,
         )
+        self.write("ar")
         noise = plan.noise_seed
         train_text(
             "rad",
@@ -145,6 +146,21 @@ class Training:
             check=lambda: checker.blocks(model, BLOCK, plan.tau),
             stopped=self.stopped,
         )
+        self.write("rad")
+
+    def write(self, stage: str) -> None:
+        """Write the model of a stage beside its state, as a checkpoint to look at or to judge others by."""
+        self._write(self.work / stage, steps=BLOCK)
+
+    def _write(self, out: Path, *, steps: int) -> None:
+        write_checkpoint(self.model, self.tokenizer, out, denoising_steps=steps)
+        Lexicon.fit(self.tokenizer.decode(report.ids.tolist()) for report in self.reports).save(out / LEXICON_FILE)
+
+    def ship(self, out: Path) -> None:
+        """Write the distilled model with everything that a checkpoint has, and the curves."""
+        self._write(out, steps=1)
+        write_domain(out, say=say)
+        draw_curves(self.work, ("tower", "ar", "rad", "dcd"), out / "curves.png")
 
     def teach(self, features: Features) -> StoredTrajectories:
         """Let the RAD model decode the training phantoms by the canonical rule."""
@@ -234,10 +250,7 @@ def train(plan: Plan, work: Path, out: Path, *, tower: Path | None, stopped: thr
     checker = training.checker(VALIDATION_SEED, plan.checked)
     training.text(features, checker)
     training.distil(features, training.teach(features), checker)
-    write_checkpoint(training.model, training.tokenizer, out, denoising_steps=1)
-    Lexicon.fit(training.tokenizer.decode(report.ids.tolist()) for report in training.reports).save(out / LEXICON_FILE)
-    write_domain(out, say=say)
-    draw_curves(work, ("tower", "ar", "rad", "dcd"), out / "curves.png")
+    training.ship(out)
     stages = training.staged_scores()
     measure(plan, out, stages)
 
