@@ -57,10 +57,10 @@ class Budget:
 
     phantoms: int = 8_000
     layers: int = 2
-    ar: int = 12_000
-    rad: int = 10_000
-    answers: int = 3_072
-    student: int = 6_000
+    ar: int = 8_000
+    rad: int = 8_000
+    answers: int = 2_048
+    student: int = 4_096
     measured: int = 200
 
     def scaled(self, factor: float) -> Budget:
