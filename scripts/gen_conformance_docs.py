@@ -17,12 +17,13 @@ from dicom_listener.adapters.scp import SERVICES
 from dicom_listener.adapters.staging import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_listener.domain.access import TurnedAway
 from dicom_listener.domain.refusals import Reason
+from dicom_listener.domain.stow import NotTaken
 from dicom_listener.settings import Settings
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "dicom-conformance.md"
 _LIMITS = (
     "maximum_associations maximum_associations_per_peer maximum_pdu_bytes maximum_object_bytes "
-    "network_timeout_seconds request_timeout_seconds"
+    "network_timeout_seconds request_timeout_seconds stow_maximum_bytes"
 )
 
 
@@ -63,6 +64,12 @@ def rejections() -> str:
     return _rows("result/source/reason | reason code | when", rows)
 
 
+def stow() -> str:
+    """STOW-RS requests that are refused as a whole."""
+    rows = [(str(each.status), f"`{each.code}`", each.text) for each in NotTaken]
+    return _rows("HTTP status | reason code | when", rows)
+
+
 def limits() -> str:
     """Limits and their settings."""
     fields = Settings.model_fields
@@ -92,6 +99,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "transfer_syntaxes": transfer_syntaxes,
     "statuses": statuses,
     "rejections": rejections,
+    "stow": stow,
     "limits": limits,
     "implementation": implementation,
 }

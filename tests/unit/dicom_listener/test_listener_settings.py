@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dicom_listener.app import server_tls
+from dicom_listener.assembly import server_tls
 from dicom_listener.domain.access import AccessRule
 from dicom_listener.settings import Settings
 from pipeline.settings import load_settings

@@ -275,3 +275,10 @@ def test_every_reason_is_a_sentence_and_none_names_an_identifier() -> None:
     for code, text in REASONS.items():
         assert text.endswith("."), code
         assert uid not in text, code
+
+
+@pytest.mark.parametrize("policy", [POLICY, Policy(maximum_study_age_days=7, old_studies="report")])
+def test_a_fetched_prior_is_never_reported(policy: Policy) -> None:
+    data = study_data(instance())
+    assert isinstance(decide(study_of(data), policy), Select)
+    assert decide(study_of(data | {"fetched_as_prior": True}), policy) == Skip("fetched_as_prior")

@@ -37,8 +37,8 @@ class StoredObject:
 class Refusal:
     """A sender was told no. `text` has no identifiers; the accession number lets a person find it.
 
-    `status` is the DIMSE status of a refused object or request, `rejection` (result, source, reason) that of a rejected
-    association; a connection that was closed or aborted has neither.
+    `status` is the DIMSE status of a refused object or request, `http_status` that of a refused STOW-RS request,
+    `rejection` (result, source, reason) that of a rejected association; a connection that ended has none of them.
     """
 
     scope: Literal["connection", "association", "object", "request"]
@@ -47,15 +47,18 @@ class Refusal:
     peer: Peer
     status: int | None = None
     rejection: tuple[int, int, int] | None = None
+    http_status: int | None = None
     accession_number: str | None = None
     sop_class_uid: str | None = None
     quarantine_key: str | None = None
 
     @property
     def answer(self) -> str | None:
-        """What the sender was told, as people write it: `A700`, `2/3/2`."""
+        """What the sender was told, as people write it: `A700`, `HTTP 503`, `2/3/2`."""
         if self.status is not None:
             return f"{self.status:04X}"
+        if self.http_status is not None:
+            return f"HTTP {self.http_status}"
         return None if self.rejection is None else "/".join(str(part) for part in self.rejection)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, ValidationInfo, field_validator
 
 from dicom_listener.domain.access import AccessRule
 from pipeline.settings import BusSettings, CommonSettings, DatabaseSettings, ObjectStoreSettings
@@ -47,7 +47,10 @@ class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSetting
     dicom_host: str = Field("0.0.0.0", description="Address of the DICOM port.")
     dicom_port: int = Field(11112, ge=0, le=65535, description="DICOM port; 0 takes a free one, shown in the log.")
     maximum_associations: int = Field(
-        32, ge=1, le=1000, description="Associations at the same time; further ones are rejected as transient."
+        32,
+        ge=1,
+        le=1000,
+        description="Associations at the same time; further ones are rejected as transient. As many STOW-RS requests.",
     )
     maximum_associations_per_peer: int = Field(
         16, ge=1, le=1000, description="Associations at the same time from one network address."
@@ -62,8 +65,47 @@ class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSetting
         description='Where AE titles listen, as JSON: `{"PACS": {"host": "pacs.example", "port": 104, "tls": false}}`. '
         "Results of storage commitments go there on a new association; to others, on the one they asked on.",
     )
+    stow_port: int | None = Field(
+        None, ge=0, le=65535, description="Port of STOW-RS (`POST /dicom-web/studies`); none: it is off."
+    )
+    stow_host: str = Field("0.0.0.0", description="Address of the STOW-RS port.")
+    stow_ae_title: str = Field(
+        "STOW-RS",
+        min_length=1,
+        max_length=16,
+        description="Stands for the calling AE title of senders over STOW-RS: in `ECHO_ALLOWED_PEERS`, in events.",
+    )
+    stow_token: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="Senders over STOW-RS must show this bearer token; none: no token is asked for.",
+    )
+    stow_maximum_bytes: int = Field(
+        16 * 2**30, ge=1024, description="A larger STOW-RS request is refused (413); objects that came whole are kept."
+    )
+    fetch_ae_title: str | None = Field(
+        None,
+        description="AE title of the archive that studies are fetched from by C-FIND and C-MOVE (`POST /v1/fetch`); it "
+        "must be one of `ECHO_KNOWN_PEERS`, and must know where `ECHO_AE_TITLE` listens.",
+    )
+    fetch_dicomweb_url: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="Or: address of its DICOMweb service, to which `/studies` is added (QIDO-RS and WADO-RS).",
+    )
+    fetch_dicomweb_token: SecretStr | None = Field(None, description="Bearer token for that service.")
+    fetch_attempts: int = Field(
+        20,
+        ge=1,
+        le=1000,
+        description="Attempts to fetch a study, after 5 s, 10 s, ... at most 10 min, until it failed.",
+    )
+    fetch_answer_seconds: float = Field(
+        300.0, gt=0, le=3600, description="An archive that says nothing for this long during a fetch is given up."
+    )
     tls_certificate_file: str | None = Field(
-        None, description="PEM file with this server's certificate chain: the DICOM port then speaks TLS only."
+        None,
+        description="PEM file with this server's certificate chain: DICOM and STOW-RS port then speak TLS only.",
     )
     tls_key_file: str | None = Field(
         None, validate_default=True, description="PEM file with the private key of the certificate."
@@ -79,16 +121,17 @@ class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSetting
         131_072, ge=4_096, le=4_194_304, description="Largest P-DATA-TF that peers are told to send."
     )
     network_timeout_seconds: float = Field(
-        60.0, gt=0, le=3600, description="An association silent for this long is aborted."
+        60.0, gt=0, le=3600, description="An association or STOW-RS request silent for this long is ended."
     )
     request_timeout_seconds: float = Field(
         30.0,
         gt=0,
         le=600,
-        description="A connection without an association request by then is closed (ARTIM), as is a TLS handshake.",
+        description="A connection without an association request by then is closed (ARTIM), as is one without the head "
+        "of a STOW-RS request, and a TLS handshake.",
     )
     drain_seconds: float = Field(
-        20.0, ge=0, le=600, description="After SIGTERM, running associations get this long to finish."
+        20.0, ge=0, le=600, description="After SIGTERM, running associations and requests get this long to finish."
     )
     quiet_seconds: float = Field(
         30.0, gt=0, le=86_400, description="A study without a new object for this long is complete."
@@ -123,6 +166,20 @@ class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSetting
         "keep_first",
         description="Same SOP Instance UID with other bytes: the first stays the valid one, or the last replaces it.",
     )
+
+    @field_validator("fetch_ae_title")
+    @classmethod
+    def _known_archive(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and value not in info.data.get("known_peers", {}):
+            raise ValueError("it must be one of ECHO_KNOWN_PEERS")
+        return value
+
+    @field_validator("fetch_dicomweb_url")
+    @classmethod
+    def _one_archive(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("fetch_ae_title") is not None:
+            raise ValueError("set either ECHO_FETCH_AE_TITLE or ECHO_FETCH_DICOMWEB_URL")
+        return value
 
     @field_validator("tls_key_file")
     @classmethod

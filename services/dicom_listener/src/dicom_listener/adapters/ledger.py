@@ -12,7 +12,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Connection
 
 from dicom_listener.adapters import tables
-from dicom_listener.adapters.tables import instances, outbox, studies
+from dicom_listener.adapters.tables import fetched_priors, instances, outbox, studies
 from dicom_listener.domain.completeness import CompletionReason, OpenStudy
 from dicom_listener.domain.header import merged
 from dicom_listener.handlers.events import dicom_refused, study_completed, study_opened
@@ -278,12 +278,15 @@ class SqlLedger:
                 )
                 .order_by(instances.c.id)
             ).all()
-            received = {
+            received: dict[str, Any] = {
                 "calling_ae_titles": row.calling_ae_titles,
                 "called_ae_title": row.called_ae_title,
                 "first_received_at": iso(row.first_received_at),
                 "last_received_at": iso(row.last_received_at),
             }
+            prior = sa.select(fetched_priors).where(fetched_priors.c.study_instance_uid == study.study_instance_uid)
+            if connection.execute(prior).first() is not None:
+                received["fetched_as_prior"] = True
             event = study_completed(
                 study.study_instance_uid,
                 study.version,

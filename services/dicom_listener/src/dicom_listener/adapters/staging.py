@@ -83,10 +83,13 @@ class IncomingFile:
             except OSError as error:
                 self._fail(error)
             else:
-                self.write(part10_header(sop_class_uid, sop_instance_uid, transfer_syntax_uid))
+                self.write(self._head())
                 self.data_set_offset = self.size_bytes
 
-    def write(self, data: bytes) -> None:
+    def _head(self) -> bytes:
+        return part10_header(self.sop_class_uid, self.sop_instance_uid, self.transfer_syntax_uid)
+
+    def write(self, data: bytes | memoryview) -> None:
         """Append; an error is remembered for `finish` and not raised."""
         if self._stream is None:
             return
@@ -146,3 +149,18 @@ class IncomingFile:
             with contextlib.suppress(OSError):  # a full disk cannot take the buffer; the file goes anyway
                 stream.close()
         self._path.unlink(missing_ok=True)
+
+
+class UnreadableFile(IncomingFile):
+    """A file without usable file meta information: kept as it came, for quarantine."""
+
+    def __init__(self, store: ObjectStore, refused: Refused | None, why: Refused, *, maximum_bytes: int) -> None:
+        super().__init__(store, "", "", "", refused, maximum_bytes=maximum_bytes)
+        self._why = why
+
+    def _head(self) -> bytes:
+        return b""
+
+    def header(self) -> ObjectHeader:
+        """There is none: raises `Refused`."""
+        raise self._why

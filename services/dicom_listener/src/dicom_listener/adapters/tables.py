@@ -137,3 +137,36 @@ commitments = sa.Table(
         postgresql_where=sa.text("done_at IS NULL"),
     ),
 )
+
+fetches = sa.Table(
+    "fetches",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("wish_key", sa.Text, nullable=False),
+    sa.Column("study_instance_uid", sa.Text),
+    sa.Column("accession_number", sa.Text),
+    sa.Column("priors", sa.Integer, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),  # queued | running | done | failed
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("reason", sa.Text),  # of the last failure
+    sa.Column("text", sa.Text),
+    sa.Column("shares", sa.JSON, nullable=False),  # [{study_instance_uid, role, expected, held}, ...]
+    sa.Column("created_at", UtcDateTime, nullable=False, index=True),
+    sa.Column("updated_at", UtcDateTime, nullable=False),
+    sa.Column("next_attempt_at", UtcDateTime),
+    sa.Column("done_at", UtcDateTime, index=True),
+    sa.Index(
+        "fetches_open",
+        "wish_key",
+        unique=True,
+        sqlite_where=sa.text("done_at IS NULL"),
+        postgresql_where=sa.text("done_at IS NULL"),
+    ),
+)
+
+fetched_priors = sa.Table(
+    "fetched_priors",
+    metadata,
+    sa.Column("study_instance_uid", sa.Text, primary_key=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+)

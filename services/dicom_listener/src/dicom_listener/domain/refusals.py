@@ -1,4 +1,7 @@
-"""Why an object is refused, and which status the sender gets for it (PS3.4 table B.2-1, PS3.7 annex C)."""
+"""Why an object is refused, and which status the sender gets for it (PS3.4 table B.2-1, PS3.7 annex C).
+
+Over STOW-RS the same number is its Failure Reason (PS3.18 table I.2-2).
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ class Reason(Enum):
     STORE_UNAVAILABLE = ("store_unavailable", 0xA700, "the object store cannot be written")
     DATABASE_UNAVAILABLE = ("database_unavailable", 0xA700, "the database cannot be written")
     UID_MISMATCH = ("uid_mismatch", 0xA900, "SOP Class or Instance UID of the data set differ from the command")
+    WRONG_STUDY = ("wrong_study", 0xA900, "the object belongs to another study than the STOW-RS request names")
     INVALID_SOP_INSTANCE_UID = ("invalid_sop_instance_uid", 0x0117, "the command's SOP Instance UID is no UID")
     INVALID_SOP_CLASS_UID = ("invalid_sop_class_uid", 0x0118, "the command's SOP Class UID is no UID")
     UNREADABLE = ("unreadable", 0xC000, "the data set cannot be read")

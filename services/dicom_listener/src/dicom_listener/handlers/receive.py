@@ -30,7 +30,7 @@ def object_key(sha256: str) -> str:
 
 
 class Receiver:
-    """The Storage SCP's decisions. One instance for all associations; every method is called from their threads."""
+    """The decisions of both doors. One instance for all associations and requests; called from their threads."""
 
     def __init__(
         self,
@@ -66,14 +66,19 @@ class Receiver:
             return Refused(Reason.STORE_UNAVAILABLE)
         return None if self._watermark.allows(free) else Refused(Reason.LOW_SPACE)
 
-    def receive(self, staged: StagedFile, peer: Peer, association: Association) -> int:
-        """Keep one received object; returns the DIMSE status. 0000H means durable and indexed."""
+    def receive(self, staged: StagedFile, peer: Peer, association: Association, of_study: str | None = None) -> int:
+        """Keep one received object; returns the DIMSE status. 0000H means durable and indexed.
+
+        `of_study`: the Study Instance UID that the sender promised, where it did (STOW-RS).
+        """
         started = self._clock.monotonic()
         sha256: str | None = None
         header: ObjectHeader | None = None
         try:
             sha256 = staged.finish()
             header = staged.header()
+            if of_study not in (None, header.study_instance_uid):
+                raise Refused(Reason.WRONG_STUDY)
             self._keep(staged, sha256, header, peer, association)
             metrics.STORE_SECONDS.observe(self._clock.monotonic() - started)
             status = SUCCESS

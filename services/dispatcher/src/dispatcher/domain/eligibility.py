@@ -42,6 +42,7 @@ REASONS: Mapping[str, str] = {
     "paediatric": "The patient is younger than the age from which studies are reported here.",
     "age_unknown": "The headers do not say how old the patient is.",
     "old_study": "The study was taken longer ago than new studies are: it looks like a prior sent for comparison.",
+    "fetched_as_prior": "The study was fetched from the archive for comparison with a newer one.",
     "burned_in_annotation": "The images have text burned into the picture, which may name a patient.",
     "several_frontals": "The study holds several frontal views, and a person chooses here which one is reported.",
     "declined_by_person": "A person decided that this study gets no report.",
@@ -130,6 +131,8 @@ class _Doubts:
 
 def decide(study: Study, policy: Policy) -> Select | Ask | Skip:
     """Whether and on which images a report is written. The first rule that leaves no image gives the reason."""
+    if study.fetched_as_prior:  # whatever its age, and whatever the site says about old studies
+        return Skip("fetched_as_prior")
     images: Sequence[Image] = study.images
     filters: Mapping[str, Callable[[Image], bool]] = {
         "modality_not_reportable": lambda image: _reportable(image, policy),

@@ -56,6 +56,7 @@ class Study:
     calling_ae_titles: tuple[str, ...]
     called_ae_title: str
     images: tuple[Image, ...]
+    fetched_as_prior: bool = False
 
 
 def study_of(data: Mapping[str, Any]) -> Study:
@@ -73,6 +74,7 @@ def study_of(data: Mapping[str, Any]) -> Study:
         calling_ae_titles=tuple(data["calling_ae_titles"]),
         called_ae_title=data["called_ae_title"],
         images=tuple(_image_of(instance) for instance in data["instances"]),
+        fetched_as_prior=data.get("fetched_as_prior", False),
     )
 
 
