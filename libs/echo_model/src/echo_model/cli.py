@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from echo_model import bench_command, corpus_commands, demo_checkpoint_path, evaluate_command, guard_commands
+from echo_model import (
+    bench_command,
+    corpus_commands,
+    demo_checkpoint_path,
+    domain_command,
+    evaluate_command,
+    guard_commands,
+)
 from echo_model.errors import EchoModelError
 from echo_model.settings import GenerationSettings
 
@@ -96,6 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     guard_commands.add_guards(
         commands.add_parser("guards", help="measure what the guards find, on defects put in on purpose")
+    )
+
+    domain_command.add_domain(
+        commands.add_parser("domain", help="score how far pictures are from those a model was trained on")
     )
 
     convert = commands.add_parser("convert", help="write a checkpoint again in today's layout")

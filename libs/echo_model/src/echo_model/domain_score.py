@@ -52,12 +52,16 @@ class DomainModel:
 
     groups: Mapping[str, _Gaussian]
 
-    def score(self, features: Mapping[str, torch.Tensor]) -> float:
-        """Score of one image's `describe_image` features; above 1 is out of domain."""
-        return max(
-            float(gaussian.distance(features[name].unsqueeze(0))) / float(gaussian.threshold)
+    def parts(self, features: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """Score of one image's `describe_image` features by each group of numbers."""
+        return {
+            name: float(gaussian.distance(features[name].unsqueeze(0))) / float(gaussian.threshold)
             for name, gaussian in self.groups.items()
-        )
+        }
+
+    def score(self, features: Mapping[str, torch.Tensor]) -> float:
+        """The larger of the parts; above 1 is out of domain."""
+        return max(self.parts(features).values())
 
     def save(self, path: Path) -> None:
         """Write the statistics as safetensors."""
