@@ -15,7 +15,7 @@ from transformers import Qwen2_5_VLConfig
 from echo_model.errors import CheckpointError
 from echo_model.images import ImageConfig
 from echo_model.json_files import read_json, read_json_if_there
-from echo_model.tokenizer_files import mask_token, read_tokenizer
+from echo_model.tokenizer_files import add_mask_token, mask_token, read_tokenizer
 from echo_model.weights import Weights, find_weights
 
 MODEL_TYPE, MODEL_CLASS = "qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"
@@ -32,7 +32,8 @@ class Checkpoint:
     """What a folder holds, the values of the weights excepted.
 
     `config` is a `Qwen2_5_VLConfig`; `generation_config` has `mask_token_id` (int) and `eos_token_ids` (list of int)
-    filled in; `notices` say what was passed over.
+    filled in; `notices` say what was passed over. `mask_added`: the mask token is a new one, on a row of the embedding
+    that was not used before.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class Checkpoint:
     generation_config: dict[str, Any]
     weights: Weights
     notices: tuple[str, ...]
+    mask_added: bool = False
 
     @property
     def model_id(self) -> str:
@@ -49,8 +51,12 @@ class Checkpoint:
         return str(self.generation_config.get("model_id") or self.path.resolve().name)
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Read all that belongs to a checkpoint except the values of its weights. Raises CheckpointError."""
+def open_checkpoint(path: str | Path, *, add_mask: bool = False) -> Checkpoint:
+    """Read all that belongs to a checkpoint except the values of its weights. Raises CheckpointError.
+
+    `add_mask`: an autoregressive checkpoint, which has no mask token, gets one (see `add_mask_token`) instead of being
+    refused.
+    """
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder")
@@ -65,9 +71,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     known = max(tokenizer.get_vocab().values(), default=-1) + 1
     if known > held:
         raise CheckpointError(f"the tokenizer numbers {known} tokens, the weights hold only {held}")
-    generation = _generation_config(folder, raw, tokenizer, held)
+    generation, added = _generation_config(folder, raw, tokenizer, held, add_mask=add_mask)
     notices += [*_notices_of_code(folder), *weights.notices]
-    return Checkpoint(folder, config, tokenizer, image_config, generation, weights, tuple(notices))
+    return Checkpoint(folder, config, tokenizer, image_config, generation, weights, tuple(notices), added)
 
 
 def _refuse_other_architectures(raw: dict[str, Any]) -> list[str]:
@@ -130,13 +136,18 @@ def _refuse_other_patches(images: ImageConfig, vision: Any) -> None:
             raise CheckpointError(f"the processor files say {name} {cut}, config.json wants {wanted}")
 
 
-def _generation_config(folder: Path, raw: dict[str, Any], tokenizer: Tokenizer, vocabulary: int) -> dict[str, Any]:
-    """`generation_config.json` (may be absent) with the mask token and the end tokens filled in."""
+def _generation_config(
+    folder: Path, raw: dict[str, Any], tokenizer: Tokenizer, vocabulary: int, *, add_mask: bool
+) -> tuple[dict[str, Any], bool]:
+    """`generation_config.json` (may be absent) with the mask token and the end tokens filled in; whether one is new."""
     generation = read_json_if_there(folder / "generation_config.json")
     text = raw["text_config"] if isinstance(raw.get("text_config"), dict) else {}
     mask = _first("mask_token_id", generation, raw, text)
     if mask is None:
         mask = mask_token(folder, tokenizer)
+    added = mask is None and add_mask
+    if added:
+        mask = add_mask_token(tokenizer, vocabulary)
     if mask is None:
         raise CheckpointError(
             "no mask token: neither config.json nor generation_config.json has a mask_token_id, and the tokenizer "
@@ -153,7 +164,7 @@ def _generation_config(folder: Path, raw: dict[str, Any], tokenizer: Tokenizer, 
             raise CheckpointError(f"{name} {number!r} is no token of this model")
     if mask in ends:
         raise CheckpointError(f"mask_token_id {mask} is an end token as well")
-    return generation | {"mask_token_id": mask, "eos_token_ids": ends}
+    return generation | {"mask_token_id": mask, "eos_token_ids": ends}, added
 
 
 def _first(name: str, *places: dict[str, Any]) -> Any:

@@ -70,18 +70,26 @@ def convert(
     part = target.with_name(f"{target.name}.part")
     part.mkdir()
     try:
-        _write_weights(loaded.model, part, shard_bytes)
-        _write_settings(loaded, part, kind)
-        _write_tokenizer(loaded, source, part)
-        for name in _COPIED:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, part / name)
+        write_folder(loaded, source, part, kind, shard_bytes)
         _read_back(part, loaded)
         part.rename(target)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
     return loaded
+
+
+def write_folder(loaded: LoadedModel, source: Path, folder: Path, dtype: str, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write everything that belongs to a model into a folder that is there; `dtype` is that of its weights.
+
+    `source`: the checkpoint it came from, whose tokenizer files and texts are taken over.
+    """
+    _write_weights(loaded.model, folder, shard_bytes)
+    _write_settings(loaded, folder, dtype)
+    _write_tokenizer(loaded, source, folder)
+    for name in _COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def _write_weights(model: Any, folder: Path, shard_bytes: int) -> None:
@@ -137,7 +145,7 @@ def _write_settings(loaded: LoadedModel, folder: Path, dtype: str) -> None:
 
 def _write_tokenizer(loaded: LoadedModel, source: Path, folder: Path) -> None:
     """`tokenizer.json` as it is, or as built from older files; its settings without the naming of code."""
-    if (source / "tokenizer.json").is_file():
+    if (source / "tokenizer.json").is_file() and not loaded.mask_added:
         shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
     else:
         loaded.tokenizer.save(str(folder / "tokenizer.json"))

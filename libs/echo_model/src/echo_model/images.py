@@ -130,12 +130,25 @@ def preprocess(image: Picture, cfg: ImageConfig) -> tuple[FloatArray, IntArray]:
     if cfg.image_size is not None:
         rgb = _letterbox(rgb, cfg.image_size)
     else:
-        height, width = smart_resize(rgb.height, rgb.width, cfg.factor, cfg.min_pixels, cfg.max_pixels)
+        height, width = _target_size(rgb.height, rgb.width, cfg)
         if (width, height) != rgb.size:
             rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
     white = np.asarray(rgb, dtype=np.float32) / np.float32(255.0)
     pixels = (white - np.asarray(cfg.image_mean, np.float32)) / np.asarray(cfg.image_std, np.float32)
     return _patchify(pixels.astype(np.float32, copy=False), cfg)
+
+
+def image_grid(height: int, width: int, cfg: ImageConfig) -> tuple[int, int, int]:
+    """The `grid_thw` that `preprocess` gives a picture of this size (pixels). Raises ImageError."""
+    rows, columns = _target_size(height, width, cfg)
+    return 1, rows // cfg.patch_size, columns // cfg.patch_size
+
+
+def _target_size(height: int, width: int, cfg: ImageConfig) -> tuple[int, int]:
+    """Height and width in pixels that a picture is brought to."""
+    if cfg.image_size is not None:
+        return cfg.image_size, cfg.image_size
+    return smart_resize(height, width, cfg.factor, cfg.min_pixels, cfg.max_pixels)
 
 
 def n_image_tokens(grid_thw: npt.ArrayLike, cfg: ImageConfig) -> int:
@@ -184,6 +197,25 @@ def read_image(path: Path, max_image_pixels: int = ImageConfig.max_image_pixels)
         raise ImageError("not_an_image", f"{path}: no PNG or JPEG file") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise ImageError("not_an_image", f"{path}: damaged PNG or JPEG file ({error})") from None
+
+
+def read_size(path: Path, max_image_pixels: int = ImageConfig.max_image_pixels) -> tuple[int, int]:
+    """Height and width of a file that `read_image` reads, from its header alone. Raises ImageError."""
+    if path.suffix.lower() == ".npy":
+        try:
+            shape = np.load(path, mmap_mode="r", allow_pickle=False).shape[:2]
+        except (ValueError, OSError, EOFError) as error:
+            raise ImageError("not_an_image", f"{path}: not a NumPy array file ({error})") from None
+    else:
+        try:
+            with Image.open(path, formats=("PNG", "JPEG")) as picture:
+                shape = (picture.height, picture.width)
+        except Image.DecompressionBombError as error:
+            raise ImageError("too_large", f"{path}: {error}") from None
+        except (UnidentifiedImageError, OSError) as error:
+            raise ImageError("not_an_image", f"{path}: no PNG or JPEG file ({error})") from None
+    _check_size(shape, max_image_pixels)
+    return int(shape[0]), int(shape[1])
 
 
 def _to_rgb8(image: Picture, cfg: ImageConfig) -> Image.Image:

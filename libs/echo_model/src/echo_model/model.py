@@ -28,6 +28,7 @@ class LoadedModel:
     `model` is a stock `Qwen2_5_VLForConditionalGeneration` in eval mode. `generation_config` is the checkpoint's file
     as a dictionary, with `mask_token_id` (int) and `eos_token_ids` (list of int) always filled in. `revision` is the
     first 12 hex digits of the SHA-256 of the weights. `notices` say what of the checkpoint was passed over.
+    `mask_added`: the mask token is new, see `load_model`.
     """
 
     model: Any
@@ -38,6 +39,7 @@ class LoadedModel:
     revision: str
     path: Path
     notices: tuple[str, ...] = ()
+    mask_added: bool = False
 
     @property
     def mask_token_id(self) -> int:
@@ -57,16 +59,21 @@ class LoadedModel:
 
 
 def load_model(
-    path: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    *,
+    add_mask: bool = False,
 ) -> LoadedModel:
     """Load a checkpoint folder. Takes no network and runs no code of the checkpoint.
 
     `dtype` defaults to float32 on a CPU and to the checkpoint's own type elsewhere. Weights that are stored in the
     wanted type stay mapped from the files when the device is the CPU, so do not change the files while the model lives;
-    others are converted one by one, so that never more than one tensor is held twice. Raises CheckpointError naming the
-    file or tensor that is wrong.
+    others are converted one by one, so that never more than one tensor is held twice. `add_mask`: a checkpoint without
+    a mask token gets one on an unused row of its embedding, for training. Raises CheckpointError naming the file or
+    tensor that is wrong.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, add_mask=add_mask)
     for notice in checkpoint.notices:
         _log.warning("%s: %s", checkpoint.model_id, notice)
     target = _device(device)
@@ -84,6 +91,7 @@ def load_model(
         checkpoint.weights.revision(),
         checkpoint.path,
         checkpoint.notices,
+        checkpoint.mask_added,
     )
 
 

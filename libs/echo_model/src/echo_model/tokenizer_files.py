@@ -50,6 +50,23 @@ def mask_token(folder: Path, tokenizer: Tokenizer) -> int | None:
     return None if number is None else int(number)
 
 
+def add_mask_token(tokenizer: Tokenizer, vocabulary: int) -> int:
+    """Give the tokenizer the token ``<|MASK|>`` on a row of the embedding that it does not use; returns its number.
+
+    Published models of this family have more rows (`vocabulary`) than tokens. Raises CheckpointError when there is none
+    left.
+    """
+    taken = set(tokenizer.get_vocab().values())
+    tokenizer.add_special_tokens([AddedToken(_MASK, normalized=False, special=True)])
+    number: int = tokenizer.get_vocab()[_MASK]
+    if number in taken or number >= vocabulary:
+        raise CheckpointError(
+            f"no mask token, and no row of the embedding is free for one: the tokenizer uses {len(taken)} of "
+            f'{vocabulary} rows. Block diffusion needs a token that stands for "not decoded yet"'
+        )
+    return number
+
+
 def _build(folder: Path) -> Tokenizer:
     """A byte-level BPE tokenizer of the Qwen2 family from its older files."""
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"

@@ -76,13 +76,13 @@ def _read_index(folder: Path, split: str | None) -> list[CorpusEntry]:
             read_image(root / row.image)
         except ImageError as error:
             raise CorpusError(f"{folder}: {row.where}: {error}") from None
-        entries.append(CorpusEntry(root / row.image, _said(row.report), row.report))
+        entries.append(CorpusEntry(root / row.image, said_findings(row.report), row.report))
     if not entries:
         raise CorpusError(f"{folder}: no entry" + (f" of the split {split!r}" if split else ""))
     return entries
 
 
-def _said(report: str) -> dict[str, Finding]:
+def said_findings(report: str) -> dict[str, Finding]:
     """What a report says is there; what it hedges counts as absent, as it does in a generated text."""
     said = extract_findings(report)
     return {

@@ -25,8 +25,8 @@ def decode_left_to_right(
     cache = DynamicCache(config=model.config.text_config)
     embeds = embed(model, layout.prompt.expand(rows, -1), layout, features)
     length = layout.length
-    visible = torch.ones(length, length, dtype=torch.bool).tril()
-    ended = torch.zeros(rows, dtype=torch.bool)
+    visible = torch.ones(length, length, dtype=torch.bool, device=features.device).tril()
+    ended = torch.zeros(rows, dtype=torch.bool, device=features.device)
     answers: list[torch.Tensor] = []
     while len(answers) < max_tokens and not bool(ended.all()):
         start = length + len(answers) - embeds.shape[1]
@@ -43,7 +43,7 @@ def decode_left_to_right(
         ended = ended | (best == layout.eos)
         answers.append(best)
         embeds = model.model.language_model.embed_tokens(best)[:, None]
-        visible = torch.ones(1, length + len(answers), dtype=torch.bool)
+        visible = torch.ones(1, length + len(answers), dtype=torch.bool, device=features.device)
     return torch.stack(answers, dim=1), ended
 
 

@@ -1,4 +1,7 @@
-"""`echo-model train`: one stage of the training on phantoms, driven by a file, from checkpoint to checkpoint."""
+"""`echo-model train`: one stage of a training, driven by a file, from checkpoint to checkpoint.
+
+What it does on phantoms is here, on a corpus in `study_training`.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,6 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,9 @@ from echo_model.training.features import Features
 from echo_model.training.lora import add_adapters, merge_adapters
 from echo_model.training.packing import packed_rad_loss
 from echo_model.training.parallel import Share, share_of_this_process
+from echo_model.training.run_note import claim
 from echo_model.training.shape import IMAGE_SIZE, QUESTION, TEXT_HIDDEN, new_model, prompt_layout
+from echo_model.training.study_training import train_on_corpus
 from echo_model.training.text_stages import Loss, TextData, ar_loss, rad_loss, train_text
 from echo_model.training.texts import tokenise
 from echo_model.training.tower import train_tower
@@ -35,12 +38,23 @@ _NOISE = 1_000_003  # seeds of two series of noise do not meet
 Say = Callable[[str], None]
 
 
-def train(stage: StageName, config: TrainConfig, *, resume: bool = False, say: Say = lambda line: None) -> None:
+def train(
+    stage: StageName,
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    say: Say = lambda line: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> None:
     """Run a stage to its end and write the checkpoint.
 
     Without `resume` the work folder must hold no state of this stage; with it, a run that was cut off goes on exactly
-    where its last saved state was, and the file must still say the same. Raises TrainConfigError.
+    where its last saved state was, and the file must still say the same. Raises TrainConfigError; Stopped, with the
+    state saved, as soon as `stopped` says so.
     """
+    if config.corpus is not None:
+        train_on_corpus(stage, config, resume=resume, say=say, stopped=stopped)
+        return
     torch.set_num_threads(config.threads)
     share = share_of_this_process()
     if share.world > 1 and (config.init is None or config.packed_tokens):
@@ -48,7 +62,7 @@ def train(stage: StageName, config: TrainConfig, *, resume: bool = False, say: S
     reports = [training_report(config.seed, index) for index in range(config.phantoms)]
     with share.first_alone():
         config.work.mkdir(parents=True, exist_ok=True)
-        _claim(stage, config, resume or share.rank > 0)
+        claim(stage, config, resume=resume or share.rank > 0)
         model, tokenizer = _start(config, [report.text for report in reports[:_TOKENIZER_REPORTS]])
         features = _features(stage, config, model.model.visual, say)
     layout = prompt_layout(model, tokenizer)
@@ -65,6 +79,7 @@ def train(stage: StageName, config: TrainConfig, *, resume: bool = False, say: S
         rate=config.learning_rate,
         batch=config.batch,
         say=say,
+        stopped=stopped,
         share=share,
     )
     if adapters is not None:
@@ -100,23 +115,6 @@ def _features(stage: StageName, config: TrainConfig, visual: Any, say: Say) -> F
     finally:
         corpus.stop()
     return features
-
-
-def _claim(stage: StageName, config: TrainConfig, resume: bool) -> None:
-    """See that nobody's state is overwritten, and that a run taken up again is the same run."""
-    note = config.work / f"{stage}.config.json"
-    mine = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
-    if note.exists():
-        if not resume:
-            raise TrainConfigError(
-                f"key 'work': {config.work} holds a run of {stage} already; take it up with --resume, "
-                "or choose another folder"
-            )
-        before = json.loads(note.read_text("utf-8"))
-        for key, value in mine.items():
-            if key not in {"threads", "out", "work"} and before.get(key) != value:
-                raise TrainConfigError(f"key {key!r} was {before.get(key)!r} when this run began, now it is {value!r}")
-    note.write_text(json.dumps(mine, indent=2) + "\n", encoding="utf-8")
 
 
 def _start(config: TrainConfig, texts: list[str]) -> tuple[Any, Tokenizer]:

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -39,6 +39,30 @@ def load_state(path: Path, module: torch.nn.Module, optimizers: Optimizers) -> i
     return int(state["step"])
 
 
+class States(Protocol):
+    """Where the state of a run is kept between its steps."""
+
+    def save(self, step: int) -> None:
+        """Keep the state after so many steps, all or nothing."""
+
+    def load(self) -> int:
+        """Take up the last state; returns its number of finished steps, 0 when there is none."""
+
+
+class _OneFile:
+    """The whole state in one file, written by the first process."""
+
+    def __init__(self, path: Path, module: torch.nn.Module, optimizers: Optimizers, *, writes: bool) -> None:
+        self._path, self._module, self._optimizers, self._writes = path, module, optimizers, writes
+
+    def save(self, step: int) -> None:
+        if self._writes:
+            save_state(self._path, self._module, self._optimizers, step)
+
+    def load(self) -> int:
+        return load_state(self._path, self._module, self._optimizers)
+
+
 def run_stage(
     name: str,
     work: Path,
@@ -56,26 +80,27 @@ def run_stage(
     check_every_s: float = 900.0,
     stopped: Callable[[], bool] = lambda: False,
     share: Share | None = None,
+    parts: int = 1,
+    states: States | None = None,
 ) -> int:
     """Run a stage up to ``steps`` updates of ``module`` (its parameters that need gradients), resuming in ``work``.
 
-    ``loss_of(step)`` builds the loss and figures to show. ``stop_after`` ends early, as an interruption would.
+    ``loss_of(step)`` builds the loss and figures to show. With ``parts``, a step adds up the gradients of that many
+    losses, numbered ``step * parts`` and on. ``stop_after`` ends early, as an interruption would. ``states``: where
+    the state is kept, if not in one file in ``work``.
     Curves are appended to ``<name>.jsonl``, and now and then what ``check`` measures. Returns the number of finished
     steps. Raises Stopped, with the state saved, as soon as ``stopped`` says so. Of several processes (``share``) the
     first one writes; all of them read the state.
     """
     share = share or Share()
     first_process = share.rank == 0
-    state_file, curve = work / f"{name}.state.pt", work / f"{name}.jsonl"
+    curve = work / f"{name}.jsonl"
+    states = states or _OneFile(work / f"{name}.state.pt", module, optimizers, writes=first_process)
     parameters = [p for p in module.parameters() if p.requires_grad]
-    first = step = load_state(state_file, module, optimizers)
-    started = saved = shown = checked = time.monotonic()
+    first = step = states.load()
+    started = saved = shown = checked = share.agree(time.monotonic())
     sums: dict[str, float] = {}
     count = 0
-
-    def save() -> None:
-        if first_process:
-            save_state(state_file, module, optimizers, step)
 
     def note(entry: dict[str, Any]) -> None:
         if not first_process:
@@ -84,18 +109,23 @@ def run_stage(
             out.write(json.dumps({"step": step, "samples": step * batch, **entry}) + "\n")
 
     while step < steps and (stop_after is None or step < stop_after):
-        if stopped():
-            save()
+        if share.agree(stopped()):
+            states.save(step)
             raise Stopped(f"{name} stopped after {step} of {steps} steps")
-        loss, figures = loss_of(step)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch publishes no type for it
+        total: dict[str, float] = {}
+        for number in range(step * parts, (step + 1) * parts):
+            loss, figures = loss_of(number)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch publishes no type for it
+            total["loss"] = total.get("loss", 0.0) + float(loss.detach())
+            for key, value in figures.items():
+                total[key] = total.get(key, 0.0) + value / parts
         share.add_gradients(parameters)
         optimizers.update(step, clip, parameters)
         step += 1
         count += 1
-        for key, value in share.join_figures({"loss": float(loss.detach()), **figures}).items():
+        for key, value in share.join_figures(total).items():
             sums[key] = sums.get(key, 0.0) + value
-        now = time.monotonic()
+        now = share.agree(time.monotonic())
         if now - shown > 20 or step == steps:
             means = {key: round(value / count, 4) for key, value in sums.items()}
             speed = (step - first) / max(1e-9, now - started)
@@ -105,7 +135,7 @@ def run_stage(
             note(means)
             sums, count, shown = {}, 0, now
         if now - saved > save_every_s:
-            save()
+            states.save(step)
             saved = now
         if check is not None and (now - checked > check_every_s or step == steps):
             module.eval()
@@ -113,9 +143,9 @@ def run_stage(
             module.train()
             say(f"{name}  {step}/{steps}  check: " + "  ".join(f"{key} {value}" for key, value in measured.items()))
             note({"check": measured})
-            checked = time.monotonic()
+            checked = share.agree(time.monotonic())
     if step > first:
-        save()
+        states.save(step)
     return step
 
 

@@ -39,9 +39,13 @@ class TokenIndex:
         """The rule as FlexAttention wants it: (batch, head, query, key) -> bool."""
         return lambda batch, head, query, key: self.allowed(query, key)
 
+    def to(self, device: torch.device) -> TokenIndex:
+        """The same on another device."""
+        return TokenIndex(self.sample.to(device), self.part.to(device), self.block.to(device))
+
     def dense(self) -> torch.Tensor:
         """The rule as a bool tensor (L, L)."""
-        at = torch.arange(len(self.sample))
+        at = torch.arange(len(self.sample), device=self.sample.device)
         return self.allowed(at[:, None], at[None, :])
 
 

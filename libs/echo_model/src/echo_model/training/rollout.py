@@ -46,7 +46,7 @@ class Trajectories:
 
 def log_probabilities(logits: torch.Tensor, mask_token_id: int) -> torch.Tensor:
     """Log-softmax over all tokens but the mask token, which decoding never chooses."""
-    banned = torch.zeros(logits.shape[-1], dtype=torch.bool)
+    banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
     banned[mask_token_id] = True
     return logits.float().masked_fill(banned, -torch.inf).log_softmax(dim=-1)
 

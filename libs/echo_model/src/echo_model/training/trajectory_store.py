@@ -29,10 +29,14 @@ def write_shards(
     shard: int = 256,
     *,
     done: Callable[[int], None] = lambda rows: None,
+    own: tuple[int, int] = (0, 1),
 ) -> None:
-    """Decode the rows 0 .. count - 1 in shards; what is there already is kept. ``done`` gets the finished rows."""
+    """Decode the rows 0 .. count - 1 in shards; what is there already is kept. ``done`` gets the finished rows.
+
+    ``own``: of several processes, the number of this one and how many there are; each writes every so many-th shard.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for start in range(0, count, shard):
+    for start in range(own[0] * shard, count, own[1] * shard):
         path = folder / f"{start:08d}.safetensors"
         if not path.exists():
             paths = decode(range(start, min(count, start + shard)))
