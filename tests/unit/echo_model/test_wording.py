@@ -11,7 +11,7 @@ from echo_model.data.phantoms import draw_findings, generate_phantom, stream
 from echo_model.data.tokenizer import train_tokenizer
 from echo_model.data.wording import WEIGHTS, fill, write_report
 from echo_model.data.wording_bank import CONCLUSIONS, NORMAL, STATEMENTS
-from echo_model.data.wording_remarks import CLOSINGS, OPENINGS, REMARKS
+from echo_model.data.wording_remarks import BEDSIDE, CLOSINGS, OPENINGS, REMARKS, STANDING
 from echo_model.guards import garble_flags
 from echo_model.prompt import split_sentences
 from echo_model.training.corpus import training_report
@@ -121,6 +121,13 @@ def test_the_report_by_exception_leaves_the_normal_out() -> None:
         assert not any(wording in report.raw for key in DENIALS for wording in STATEMENTS[key])
     quiet = write_report(stream(3, 1, 2), NOTHING).raw
     assert any(quiet.endswith(wording) for wording in NORMAL)
+
+
+def test_nobody_with_a_tube_in_the_trachea_stands() -> None:
+    tube = NOTHING | {"endotracheal_tube": Finding(True)}
+    reports = [write_report(stream(3, index, 2), tube) for index in range(300)]
+    assert not [report.raw for report in reports if report.raw.startswith(STANDING)]
+    assert any(report.raw.startswith(BEDSIDE) for report in reports)
 
 
 def test_spans_cover_whole_statements() -> None:

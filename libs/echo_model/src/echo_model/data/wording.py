@@ -14,7 +14,7 @@ import numpy as np
 
 from echo_model.data.labels import Finding
 from echo_model.data.wording_bank import CONCLUSIONS, NORMAL, STATEMENTS, Wordings
-from echo_model.data.wording_remarks import CLOSINGS, OPENINGS, REMARKS
+from echo_model.data.wording_remarks import BEDSIDE, CLOSINGS, OPENINGS, REMARKS, STANDING
 
 WEIGHTS: Final = (64, 16, 8, 5, 3, 2, 2)
 """How often the first, second, ... wording is drawn; the rest of a list shares the last weight."""
@@ -154,5 +154,7 @@ def write_report(rng: np.random.Generator, findings: dict[str, Finding]) -> Repo
         text += " " + conclusion
     exceptions = [line.text for line in lines if line.positive]
     opening = _choose(rng, OPENINGS)
+    if findings["endotracheal_tube"].present and opening in STANDING:
+        opening = BEDSIDE
     told = [*exceptions, _choose(rng, CLOSINGS)] if exceptions else [_choose(rng, NORMAL)]
     return Report(text, " ".join(part for part in (opening, *told) if part), tuple(spans))

@@ -232,12 +232,16 @@ REMARKS: Final[dict[str, Wordings]] = {
     ),
 }
 
+#: Opening of a study of somebody who cannot stand, and those that it goes before.
+BEDSIDE: Final = "Portable study at the bedside."
+STANDING: Final = ("PA chest film, erect.", "Single upright view.", "Technique: one posteroanterior projection.")
+
 #: First words of a report by exception.
 OPENINGS: Final[Wordings] = (
     "",
     "Frontal chest radiograph.",
     "PA chest film, erect.",
-    "Portable study at the bedside.",
+    BEDSIDE,
     "Single upright view.",
     "Chest X-ray, no previous images available for comparison.",
     "Technique: one posteroanterior projection.",
