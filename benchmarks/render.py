@@ -240,6 +240,24 @@ def claims(result: Any) -> str:
     return grid(["claim", "by our figures", "gains, one a seed"], rows)
 
 
+def rad(result: Any) -> str:
+    """Attention under RAD against a copy of the whole sequence, counted and measured."""
+    rows = []
+    counted = {
+        "whole": "every pair",
+        "tiled": f"tiles of {result['tile']} that hold an allowed pair",
+        "allowed": "allowed",
+    }
+    for kind, words in counted.items():
+        rad, whole = (result["counted"][layout][kind] for layout in ("rad", "duplicated"))
+        rows.append([f"pairs counted: {words}", f"{rad:,}", f"{whole:,}", f"{whole / rad:.2f}", ""])
+    for kernel, times in result["measured"].items():
+        spread = f"{times['ratio']['min']:.2f} to {times['ratio']['max']:.2f}"
+        figures = [number(times[name]) for name in ("rad", "duplicated")]
+        rows.append([f"CPU ms: `{kernel}`", *figures, number(times["ratio"], 2), spread])
+    return grid(["", "RAD", "whole copy", "ratio", "range"], rows)
+
+
 def gpu() -> str:
     """What has been measured on a GPU, or that nothing was."""
     parts = []
@@ -279,6 +297,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "bounds": bounds,
     "guards": guards,
     "rails": rails,
+    "rad": rad,
     "variants": variants,
     "claims": claims,
 }
