@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -352,6 +353,19 @@ def test_guards_come_from_the_request_or_else_from_the_checkpoint(tmp_path: Path
         engine.loaded.generation_config["guards"] = wrong
         with pytest.raises(CheckpointError, match="guards"):
             engine.generate(film())
+
+
+def test_images_beyond_what_a_checkpoint_reads_are_left_out_and_told(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "tiny", tiny_model(3), generation={"max_images": 1})
+    engine = ReportEngine.from_pretrained(folder)
+    one, two = engine.generate(film(0)), engine.generate([film(0), film(1)])
+    assert two.token_ids == one.token_ids
+    assert "image_not_read" in two.flags
+    assert "image_not_read" not in one.flags
+    for wrong in (0, True, "1"):
+        (folder / "generation_config.json").write_text(json.dumps({"max_images": wrong}), encoding="utf-8")
+        with pytest.raises(CheckpointError, match="max_images"):
+            ReportEngine.from_pretrained(folder)
 
 
 def test_requests_of_different_layouts_take_turns(checkpoint: Path) -> None:

@@ -26,6 +26,7 @@ class Draft:
     domain_score: float | None
     stats: Stats
     guards: GuardSettings
+    image_left_out: bool = False
 
 
 def assemble(loaded: LoadedModel, lexicon: guards.Lexicon | None, draft: Draft) -> Report:
@@ -45,6 +46,8 @@ def assemble(loaded: LoadedModel, lexicon: guards.Lexicon | None, draft: Draft) 
         flags.append(guards.TRUNCATED)
     if score is not None and score > 1.0:
         flags.append(guards.OUT_OF_DOMAIN)
+    if draft.image_left_out:
+        flags.append(guards.IMAGE_NOT_READ)
     if draft.guards.contradiction and guards.contradictions(sections.findings, sections.impression):
         flags.append(guards.CONTRADICTION)
     flags += [flag for sentence in sentences for flag in sentence.flags]

@@ -164,6 +164,9 @@ def _generation_config(
             raise CheckpointError(f"{name} {number!r} is no token of this model")
     if mask in ends:
         raise CheckpointError(f"mask_token_id {mask} is an end token as well")
+    images = generation.get("max_images")
+    if images is not None and (type(images) is not int or images < 1):
+        raise CheckpointError(f"generation_config.json: max_images must be a whole number from 1 on, not {images!r}")
     return generation | {"mask_token_id": mask, "eos_token_ids": ends}, added
 
 

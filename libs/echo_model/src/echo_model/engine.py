@@ -98,6 +98,8 @@ class ReportEngine:
     ) -> ReportFuture:
         """Ask for a report on the images of one study, without waiting for it.
 
+        A checkpoint may say how many images it can read (`max_images`): those behind are left out, and the report has
+        the flag `image_not_read`.
         The images are prepared in the calling thread. `timeout` in seconds counts from this call, waiting included.
         Raises ImageError, SettingsError, EngineClosed; what happens later is raised by the future's `result`.
         """
@@ -163,7 +165,9 @@ class ReportEngine:
     ) -> ReportFuture:
         begun = time.monotonic()
         rules = settings.rules(self.loaded.generation_config)
-        ids, pixels, grids = self._inputs(images, settings)
+        pictures = list(images) if isinstance(images, Sequence) else [images]
+        read = pictures[: self.loaded.max_images]
+        ids, pixels, grids = self._inputs(read, settings)
         size = rules.block_length
         tokens = -(-(ids.shape[0] + rules.gen_length) // size) * size
         needs = Layout(size, -(-tokens // 128) * 128, rules.fused)
@@ -171,6 +175,7 @@ class ReportEngine:
         rails = settings.guards_for(self.loaded.generation_config)
         reader = Proofreader(self.loaded.tokenizer, self.lexicon, rails) if rails.redenoise else None
         request = Request(ticket, rules, ids, pixels, grids, begun, self.loaded.tokenizer, rails, reader, on_block)
+        request.image_left_out = len(read) < len(pictures)
         request.future = ReportFuture(lambda: self._cancel(request))
         with self._work:
             if self._closed:
@@ -191,11 +196,10 @@ class ReportEngine:
             self._work.notify()
 
     def _inputs(
-        self, images: Picture | Sequence[Picture], settings: GenerationSettings
+        self, pictures: Sequence[Picture], settings: GenerationSettings
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Prompt ids (L,), patches of all images, and their grids (n, 3)."""
         loaded = self.loaded
-        pictures = list(images) if isinstance(images, Sequence) else [images]
         if not pictures:
             raise ImageError("empty", "a report needs at least one image")
         prepared = [preprocess(picture, loaded.image_config) for picture in pictures]
@@ -352,7 +356,7 @@ class ReportEngine:
         with self._lock:
             self._leave(request)
             self._totals.finished(stats)
-        draft = Draft(blocks, request.domain_score, stats, request.guards)
+        draft = Draft(blocks, request.domain_score, stats, request.guards, request.image_left_out)
         request.future.finish(lambda: assemble(self.loaded, self.lexicon, draft))
 
 

@@ -52,6 +52,12 @@ class LoadedModel:
         return tuple(self.generation_config["eos_token_ids"])
 
     @property
+    def max_images(self) -> int | None:
+        """How many images of a study the checkpoint was trained to read together; None: it does not say."""
+        limit: int | None = self.generation_config.get("max_images")
+        return limit
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         device: torch.device = self.model.lm_head.weight.device

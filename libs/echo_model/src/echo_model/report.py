@@ -129,10 +129,10 @@ class StreamedBlock:
 class Report:
     """A draft report.
 
-    `flags` holds section errors (`missing_impression`, ...), `truncated`, `out_of_domain`, `contradiction`, and every
-    flag that a sentence carries. `domain_score` is the distance from the training images (above 1 is out of domain),
-    None when the checkpoint brings no statistics. `structured_findings` maps finding names to what the text says about
-    them.
+    `flags` holds section errors (`missing_impression`, ...), `truncated`, `out_of_domain`, `image_not_read`,
+    `contradiction`, and every flag that a sentence carries. `domain_score` is the distance from the training images
+    (above 1 is out of domain), None when the checkpoint brings no statistics. `structured_findings` maps finding names
+    to what the text says about them.
     """
 
     text: str

@@ -82,6 +82,7 @@ class Request:
     proofreader: Proofreader | None
     on_block: Callable[[StreamedBlock], None] | None
     future: ReportFuture = field(init=False)
+    image_left_out: bool = False
     cancelled: bool = False
     in_slot: bool = False
     domain_score: float | None = None

@@ -31,6 +31,7 @@ IN_DOUBT = frozenset({"body_part_unknown", "view_unknown", "conflicting_body_par
 
 NOTICES: Mapping[str, str] = {
     "out_of_domain": ("This image lies outside the domain the model was trained on; the draft must not be relied on."),
+    "image_not_read": "The model reads fewer images than were chosen of this study; the last ones were not read.",
     "low_confidence": "The model was unsure of some sentences of this draft.",
     "repeated_subword": "Some words of this draft are garbled.",
     "repeated_word": "Some words of this draft are repeated without sense.",

@@ -9,6 +9,7 @@ from echo_model.guards.contradiction import contradictions
 from echo_model.guards.flags import (
     CONTRADICTION,
     GARBLED,
+    IMAGE_NOT_READ,
     LOOP,
     LOW_CONFIDENCE,
     OUT_OF_DOMAIN,
@@ -26,6 +27,7 @@ from echo_model.guards.tokens import confidence_of, token_spans
 __all__ = [
     "CONTRADICTION",
     "GARBLED",
+    "IMAGE_NOT_READ",
     "LEXICON_FILE",
     "LOOP",
     "LOW_CONFIDENCE",

@@ -14,6 +14,7 @@ LOW_CONFIDENCE: Final = "low_confidence"
 OUT_OF_DOMAIN: Final = "out_of_domain"
 TRUNCATED: Final = "truncated"
 CONTRADICTION: Final = "contradiction"
+IMAGE_NOT_READ: Final = "image_not_read"
 
 GARBLED: Final = frozenset({REPEATED_SUBWORD, REPEATED_WORD, REPEATED_PUNCTUATION, LOOP, UNKNOWN_WORD, WORD_ORDER})
 """Flags that mean a sentence is no proper language."""

@@ -47,6 +47,7 @@ def generation_settings(tokenizer: Tokenizer, denoising_steps: int = BLOCK) -> d
         "remasking_strategy": "low_confidence_dynamic",
         "confidence_threshold": 0.85,
         "gen_length": 160,
+        "max_images": 1,
         "instruction": QUESTION,
     }
 

@@ -43,6 +43,7 @@ _HOP_WORDS = {
 }
 _FLAG_WORDS = {
     "out_of_domain": "Outside the model's domain",
+    "image_not_read": "Not all images read",
     "low_confidence": "Low confidence",
     "contradiction": "Findings and impression disagree",
     "repeated_subword": "Garbled text",
