@@ -1,8 +1,9 @@
 """The listener as a process that kills itself (SIGKILL) at a named point, the n-th time it is there.
 
-Each line of JSON on standard input starts one: `point`, `nth`, `environment`, `log`. It is forked from this process,
-which has imported everything and has no threads, so that a start costs little. Its end is told on standard output. The
-points lie between the steps of receiving: the product knows nothing of them, they are wrapped around its methods.
+Each line of JSON on standard input starts one: `point` (null: it lives), `nth`, `environment`, `log`. It is forked from
+this process, which has imported everything and has no threads, so that a start costs little; from there on it is what
+`python -m dicom_listener` is. Its process id and then its end are told on standard output. The points lie between the
+steps of receiving: the product knows nothing of them, they are wrapped around its functions.
 """
 
 from __future__ import annotations
@@ -18,33 +19,39 @@ from dicom_listener.adapters.dimse import StagingDimse
 from dicom_listener.adapters.ledger import SqlLedger
 from dicom_listener.adapters.staging import IncomingFile
 from dicom_listener.app import main
+from pipeline import store
+from pipeline.outbox import OutboxRelay
 from pipeline.sql_bus import SqlProducer
 from pipeline.store import LocalObjectStore
 
-POINTS: dict[str, tuple[type, str, bool]] = {
-    # name: (class, method, whether the method runs first)
+POINTS: dict[str, tuple[object, str, bool]] = {
+    # name: (class or module, function, whether the function runs first)
     "chunk_written": (IncomingFile, "write", True),
-    "before_rename": (LocalObjectStore, "put_file", False),
-    "file_renamed": (LocalObjectStore, "put_file", True),
+    "file_whole": (IncomingFile, "finish", True),
+    "file_renamed": (store, "_fsync_directory", False),
+    "folder_synced": (LocalObjectStore, "put_file", True),
+    "row_written": (SqlLedger, "_touch_study", True),
     "row_committed": (SqlLedger, "record", True),
     "success_sent": (StagingDimse, "send_msg", True),
     "before_publishing": (SqlProducer, "publish", False),
     "published": (SqlProducer, "publish", True),
+    "marked": (OutboxRelay, "relay_once", True),
 }
 
 
 def killing(original: Callable[..., Any], nth: int, *, after: bool) -> Callable[..., Any]:
-    """The method, with an end."""
+    """The function, with an end. A call that finds nothing to do (and answers 0) is none."""
     calls = 0
 
     def wrapped(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
-        dies = calls >= nth
-        if dies and not after:
+        if calls >= nth and not after:
             os.kill(os.getpid(), signal.SIGKILL)
         result = original(*arguments, **named)
-        if dies:
+        if result == 0:
+            calls -= 1
+        elif calls >= nth:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
@@ -53,14 +60,15 @@ def killing(original: Callable[..., Any], nth: int, *, after: bool) -> Callable[
 
 def child(order: dict[str, Any]) -> None:
     """Become the listener."""
-    with open(order["log"], "ab") as log:  # noqa: PTH123  # a descriptor is what is wanted
+    with open(order["log"], "wb") as log:  # noqa: PTH123  # a descriptor is what is wanted
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     for name in [name for name in os.environ if name.startswith("ECHO_")]:
         del os.environ[name]
     os.environ.update(order["environment"])
-    kind, method, after = POINTS[order["point"]]
-    setattr(kind, method, killing(getattr(kind, method), order["nth"], after=after))
+    if order["point"] is not None:
+        holder, function, after = POINTS[order["point"]]
+        setattr(holder, function, killing(getattr(holder, function), order["nth"], after=after))
     os._exit(main([]))
 
 
@@ -70,5 +78,6 @@ if __name__ == "__main__":
         pid = os.fork()
         if pid == 0:
             child(json.loads(line))
+        print(pid, flush=True)
         _, status = os.waitpid(pid, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sqlite3
 import ssl
 import time
 import weakref
@@ -295,12 +294,3 @@ def listening(
     finally:
         scp.drain(0)
         database.close()
-
-
-def sqlite_rows(path: Path, query: str) -> list[Any]:
-    """Read another process's database."""
-    connection = sqlite3.connect(path, timeout=10)
-    try:
-        return connection.execute(query).fetchall()
-    finally:
-        connection.close()

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,90 +22,17 @@ from integration.dicom_listener.peers import (
     half_a_message,
     image,
     new_uid,
-    sqlite_rows,
     wait_for,
 )
-from pipeline.buses import make_bus
-from pipeline.events import ALL_TOPICS, STUDY_COMPLETED, STUDY_OPENED, Event
-from pipeline.settings import BusSettings
-
-
-class Process:
-    """`python -m dicom_listener` on one data folder; it can be started again there."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.log = folder / "log"
-        self.child: subprocess.Popen[bytes] | None = None
-        self.fields: dict[str, Any] = {}
-
-    def environment(self, **settings: object) -> dict[str, str]:
-        chosen = {
-            "ECHO_DATABASE_URL": f"sqlite:///{self.folder}/l.sqlite3",
-            "ECHO_BUS_URL": f"sqlite:///{self.folder}/bus.sqlite3",
-            "ECHO_OBJECT_STORE_URL": f"file://{self.folder}/objects",
-            "ECHO_DICOM_HOST": "127.0.0.1",
-            "ECHO_DICOM_PORT": "0",
-            "ECHO_HTTP_HOST": "127.0.0.1",
-            "ECHO_HTTP_PORT": "0",
-            "ECHO_MIN_FREE_BYTES": "0",
-            "ECHO_QUIET_SECONDS": "60",
-            "ECHO_RELEASE_SECONDS": "0.2",
-            **{f"ECHO_{name.upper()}": str(value) for name, value in settings.items()},
-        }
-        return {**{k: v for k, v in os.environ.items() if not k.startswith("ECHO_")}, **chosen}
-
-    def start(self, **settings: object) -> None:
-        with self.log.open("wb") as log:
-            self.child = subprocess.Popen(
-                [sys.executable, "-m", "dicom_listener"], env=self.environment(**settings), stderr=log, stdout=log
-            )
-        wait_for(self.is_ready, 180)
-
-    def is_ready(self) -> bool:
-        assert self.child is not None
-        assert self.child.poll() is None, self.log.read_text()
-        for line in self.log.read_text().splitlines():
-            if '"message": "ready"' in line:
-                self.fields = json.loads(line)
-                return True
-        return False
-
-    @property
-    def port(self) -> int:
-        return int(self.fields["dicom_port"])
-
-    def end(self, signum: int) -> int:
-        assert self.child is not None
-        self.child.send_signal(signum)
-        return self.child.wait(timeout=90)
-
-    def rows(self, query: str) -> list[Any]:
-        return sqlite_rows(self.folder / "l.sqlite3", query)
-
-    def staged(self) -> list[Path]:
-        return list((self.folder / "objects" / ".staging").iterdir())
-
-    def events(self, count: int) -> list[Event]:
-        """The first `count` events on the bus, waited for."""
-        bus = make_bus(BusSettings(bus_url=f"sqlite:///{self.folder}/bus.sqlite3"))
-        consumer = bus.consumer(f"test-{new_uid()}", list(ALL_TOPICS))
-        events: list[Event] = []
-        deadline = time.monotonic() + 90
-        while len(events) < count and time.monotonic() < deadline:
-            events += [Event.from_bytes(record.value) for record in consumer.poll(0.2)]
-        consumer.close()
-        bus.close()
-        return events
+from integration.dicom_listener.process import Process
+from pipeline.events import STUDY_COMPLETED, STUDY_OPENED
 
 
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[Process]:
     running = Process(tmp_path)
     yield running
-    if running.child is not None and running.child.poll() is None:
-        running.child.kill()
-        running.child.wait()
+    running.kill()
 
 
 def test_life_of_a_study_and_of_the_process(process: Process) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -32,6 +30,7 @@ from integration.dicom_listener.peers import (
     new_uid,
     wait_for,
 )
+from integration.dicom_listener.process import small_disk
 from pipeline.events import STUDY_COMPLETED, STUDY_OPENED
 from pipeline.store import LocalObjectStore
 
@@ -263,16 +262,8 @@ def test_low_space_with_hysteresis(tmp_path: Path) -> None:
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one MiB."""
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("a small file system can be mounted by root only")
-    try:
+    with small_disk(tmp_path / "tiny", 1) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def check_full_disk(listener: Listener, make_room: Path) -> None:

@@ -98,6 +98,16 @@ def test_wall_clock_set_back_delays_nothing_beyond_one_period() -> None:
     assert bench.reason(study()) is CompletionReason.QUIET_PERIOD
 
 
+def test_wall_clock_set_forward_closes_nothing_early() -> None:
+    bench = Bench()
+    assert bench.reason(study()) is None
+    bench.clock.set_wall(START + timedelta(days=1))
+    bench.clock.advance(29)
+    assert bench.reason(study()) is None
+    bench.clock.advance(1)
+    assert bench.reason(study()) is CompletionReason.QUIET_PERIOD
+
+
 def test_clock_set_back_before_this_process_started() -> None:
     bench = Bench()
     future = study(opened_at=START + timedelta(hours=1), last_received_at=START + timedelta(hours=1))

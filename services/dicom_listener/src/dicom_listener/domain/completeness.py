@@ -62,14 +62,15 @@ def complete_because(rules: Rules, waited: Waited) -> CompletionReason | None:
 
 
 class Stopwatches:
-    """Elapsed time that survives both a restart and a wall clock set back.
+    """Elapsed time that survives both a restart and a wall clock that is set.
 
-    The wall clock measures across restarts; the monotonic clock measures how long this process has seen a row
-    unchanged. The longer of the two counts, so a clock that jumps back delays nothing beyond one period.
+    The wall clock is asked once for each change of a row, when this process first sees it, which is what carries over
+    a restart; from there on the monotonic clock measures. A clock set forward closes nothing early, one set back delays
+    nothing beyond one period.
     """
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[str, str], tuple[object, float]] = {}
+        self._began: dict[tuple[str, str], tuple[object, float]] = {}  # on the monotonic clock
 
     def waited(self, study: OpenStudy, now: datetime, monotonic: float, *, carried: bool) -> Waited:
         """How long each of the three times lies back. `carried`: an association that brought objects is still open."""
@@ -80,7 +81,7 @@ class Stopwatches:
             mark = (*changed, study.released_at)
             since_release = self._elapsed((uid, "release"), mark, study.released_at, now, monotonic)
         else:
-            self._seen.pop((uid, "release"), None)
+            self._began.pop((uid, "release"), None)
         return Waited(
             since_last=self._elapsed((uid, "last"), changed, study.last_received_at, now, monotonic),
             since_release=since_release,
@@ -88,12 +89,12 @@ class Stopwatches:
         )
 
     def _elapsed(self, key: tuple[str, str], mark: object, start: datetime, now: datetime, monotonic: float) -> float:
-        seen = self._seen.get(key)
-        if seen is None or seen[0] != mark:
-            seen = self._seen[key] = (mark, monotonic)
-        return max((now - start).total_seconds(), monotonic - seen[1])
+        began = self._began.get(key)
+        if began is None or began[0] != mark:
+            began = self._began[key] = (mark, monotonic - max(0.0, (now - start).total_seconds()))
+        return monotonic - began[1]
 
     def keep_only(self, open_uids: set[str]) -> None:
         """Forget studies that are not open any more."""
-        for key in [key for key in self._seen if key[0] not in open_uids]:
-            del self._seen[key]
+        for key in [key for key in self._began if key[0] not in open_uids]:
+            del self._began[key]
