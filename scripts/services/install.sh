@@ -23,7 +23,10 @@ missing_packages() {
       have java && have javac || echo default-jdk-headless
       have mvn || echo maven
       ;;
-    orthanc) have Orthanc || echo orthanc ;;
+    orthanc)
+      have Orthanc || echo orthanc
+      [ -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ] || echo orthanc-dicomweb
+      ;;
     dcmtk) have storescu || echo dcmtk ;;
     dicom3tools) have dciodvfy || echo dicom3tools ;;
     chromium) have chromium || have chromium-browser || have google-chrome || echo chromium ;;

@@ -111,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     archive = make_archive(settings, receiver, associations, store, clock)
     news = threading.Event()
     if archive is not None:
+        runner.on_stop(archive.close)
         fetching = FetchLoop(fetches, archive, news, clock, attempts=settings.fetch_attempts)
         fetches.adopt(clock.now())
         for number in range(_FETCHERS):

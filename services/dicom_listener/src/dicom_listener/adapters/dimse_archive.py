@@ -137,6 +137,9 @@ class DimseArchive:
         for assoc in running:
             assoc.abort(block=False)
 
+    def close(self) -> None:
+        """Each association ends with its question: there is nothing to close."""
+
     @contextlib.contextmanager
     def _association(self, model: str) -> Iterator[Any]:
         options = self._options

@@ -19,6 +19,7 @@ from pipeline.store import ObjectStore
 
 DICOM_PART = "application/dicom"
 _MOST_PARTS = 30_000
+_LONGEST_BOUNDARY = 200  # bytes; RFC 2046 allows 70, but Orthanc writes 73
 _NOWHERE_UID = "2.25.0"  # asks for space before anything is known of an object
 
 
@@ -41,7 +42,7 @@ def multipart_of(content_type: str) -> tuple[str, bytes] | None:
     """
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
-    if kind.lower() != b"multipart/related" or not 0 < len(boundary) <= 70:
+    if kind.lower() != b"multipart/related" or not 0 < len(boundary) <= _LONGEST_BOUNDARY:
         return None
     return options.get(b"type", DICOM_PART.encode()).decode("latin-1").strip().lower(), boundary
 

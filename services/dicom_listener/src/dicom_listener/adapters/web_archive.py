@@ -96,7 +96,7 @@ class WebArchive:
                 description=_text(item, "00081030"),
                 modalities=_texts(item, "00080061"),
             )
-            for item in self._query("/studies", "0020000D", {**keys, "includefield": "00081030,00100021"})
+            for item in self._query("/studies", "0020000D", {**keys, "includefield": ["00081030", "00100021"]})
         ]
 
     def series(self, study_instance_uid: str) -> Sequence[ArchivedSeries]:
@@ -109,7 +109,7 @@ class WebArchive:
                 _text(item, "00180015"),
                 _text(item, "0008103E"),
             )
-            for item in self._query(path, "0020000E", {"includefield": "00180015,0008103E"})
+            for item in self._query(path, "0020000E", {"includefield": ["00180015", "0008103E"]})
         ]
 
     def instances(self, study_instance_uid: str) -> Collection[str]:
@@ -117,7 +117,7 @@ class WebArchive:
         path = f"/studies/{study_instance_uid}/instances"
         return {_text(item, "00080018") for item in self._query(path, "00080018", {})}
 
-    def _query(self, path: str, unique: str, keys: Mapping[str, str]) -> list[dict[str, Any]]:
+    def _query(self, path: str, unique: str, keys: Mapping[str, str | list[str]]) -> list[dict[str, Any]]:
         """All matches, page by page; `unique` is the tag of their UID."""
         found: dict[str, dict[str, Any]] = {}
         while True:
@@ -131,7 +131,7 @@ class WebArchive:
             if len(found) > _MOST_MATCHES:
                 raise FetchFailed(Problem.INVALID_ANSWER, "too many matches")
 
-    def _get(self, path: str, parameters: Mapping[str, str]) -> list[dict[str, Any]]:
+    def _get(self, path: str, parameters: Mapping[str, str | list[str]]) -> list[dict[str, Any]]:
         try:
             answer = self._client.get(path, params=parameters, headers={"Accept": "application/dicom+json"})
         except httpx.HTTPError as error:
@@ -193,6 +193,10 @@ class WebArchive:
     def interrupt(self) -> None:
         """The listener stops: what runs ends with the next piece."""
         self._interrupted.set()
+
+    def close(self) -> None:
+        """Close connections, when nothing runs any more."""
+        self._client.close()
 
 
 def _texts(item: Mapping[str, Any], tag: str) -> tuple[str, ...]:
