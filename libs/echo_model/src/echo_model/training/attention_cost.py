@@ -45,10 +45,10 @@ def attention_cost(index: TokenIndex) -> AttentionCost:
     """Count the pairs of a row; it holds its mask (L, L) for a moment."""
     mask = index.dense()
     tokens = len(mask)
-    edge = -(-tokens // TILE)
-    padded = torch.zeros(edge * TILE, edge * TILE, dtype=torch.bool)
+    across = -(-tokens // TILE)
+    padded = torch.zeros(across * TILE, across * TILE, dtype=torch.bool)
     padded[:tokens, :tokens] = mask
-    tiles = padded.reshape(edge, TILE, edge, TILE).any(dim=3).any(dim=1)
+    tiles = padded.reshape(across, TILE, across, TILE).any(dim=3).any(dim=1)
     return AttentionCost(tokens, tokens * tokens, int(tiles.sum()) * TILE * TILE, int(mask.sum()))
 
 
