@@ -76,7 +76,7 @@ def masked_states(
     positions = torch.cat([layout.positions[:, :prefix], *[where] * (1 + len(masks))], dim=1)
     embeds = embed(model, torch.cat([start, paths.ids, *noisy], dim=1), layout, features)
     states = hidden_states(model, embeds, positions, rad_mask(prefix, width, block, copies=len(masks)))
-    return list(states[:, prefix + width :].split(width, dim=1))
+    return list(torch.split(states[:, prefix + width :], width, dim=1))
 
 
 def student_states(model: Any, layout: Layout, features: torch.Tensor, paths: Trajectories, block: int) -> torch.Tensor:
