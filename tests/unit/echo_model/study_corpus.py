@@ -135,5 +135,5 @@ def write_stock(folder: Path, model: Any | None = None) -> Path:
 
 def write_toml(file: Path, **keys: Any) -> Path:
     """A training file."""
-    file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items()))
+    file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items() if value is not None))
     return file

@@ -12,7 +12,15 @@ import pytest
 from PIL import Image
 
 from echo_model.errors import CheckpointError, ImageError
-from echo_model.images import ImageConfig, n_image_tokens, preprocess, read_image, smart_resize
+from echo_model.images import (
+    ImageConfig,
+    image_grid,
+    n_image_tokens,
+    preprocess,
+    read_image,
+    read_size,
+    smart_resize,
+)
 
 QWEN = ImageConfig(max_pixels=100_000)
 SQUARE = ImageConfig(image_size=168)
@@ -196,3 +204,27 @@ def test_malformed_configuration_is_refused(tmp_path: Path, content: str) -> Non
         ImageConfig.from_folder(tmp_path)
     with pytest.raises(CheckpointError, match="missing"):
         ImageConfig.from_folder(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("cfg", [QWEN, SQUARE])
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.npy"])
+def test_a_header_says_which_grid_the_picture_will_have(tmp_path: Path, cfg: ImageConfig, name: str) -> None:
+    pixels = noise(210, 333)
+    path = tmp_path / name
+    if name.endswith("npy"):
+        np.save(path, pixels)
+    else:
+        Image.fromarray(pixels).save(path)
+    assert read_size(path) == (210, 333)
+    assert list(image_grid(*read_size(path), cfg)) == preprocess(read_image(path), cfg)[1].tolist()
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.npy", "there.png", "there.npy"])
+def test_a_header_that_cannot_be_read_is_refused(tmp_path: Path, name: str) -> None:
+    for there in ("there.png", "there.npy"):
+        (tmp_path / there).write_bytes(b"neither")
+    with pytest.raises(ImageError):
+        read_size(tmp_path / name)
+    Image.fromarray(noise(40, 40)).save(tmp_path / "large.png")
+    with pytest.raises(ImageError, match="more than the limit"):
+        read_size(tmp_path / "large.png", 1_000)

@@ -180,6 +180,7 @@ def test_flex_attention_over_tiles_is_attention_under_the_dense_mask(prompts: Pr
         tiled = flex_attention(query, key, value, block_mask=mask, enable_gqa=True)
     dense = scaled_dot_product_attention(query, key, value, attn_mask=row.index.dense(), enable_gqa=True)
     torch.testing.assert_close(tiled, dense, rtol=1e-4, atol=1e-5)
+    assert mask.full_kv_num_blocks is not None
     looked_at = int(mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum())
     assert looked_at < (length // TILE) ** 2  # samples do not look at each other
 

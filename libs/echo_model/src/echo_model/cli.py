@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,9 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     corpus = commands.add_parser("corpus", help="convert, validate or normalise a corpus of radiographs with reports")
     corpus_commands.add_commands(corpus)
 
-    train = commands.add_parser("train", help="train one stage on phantoms, from checkpoint to checkpoint")
+    train = commands.add_parser("train", help="train one stage on a corpus or phantoms, from checkpoint to checkpoint")
     train.add_argument("stage", choices=("ar", "rad", "dcd"), help="left to right, block diffusion, one-step")
-    train.add_argument("--config", type=Path, required=True, metavar="FILE", help="TOML; see the README for its keys")
+    train.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="TOML; its keys are in docs/training.md"
+    )
     train.add_argument("--resume", action="store_true", help="go on where a run that was cut off stopped")
     train.set_defaults(run=_train)
 
@@ -269,8 +273,17 @@ def _train(args: argparse.Namespace) -> int:
 
     config = read_config(args.config, args.stage)
     from echo_model.training.commands import train
+    from echo_model.training.loop import Stopped
 
-    train(args.stage, config, resume=args.resume, say=lambda line: print(line, flush=True))
+    stopped = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())  # what a queue sends before it kills
+    try:
+        train(args.stage, config, resume=args.resume, say=lambda line: print(line, flush=True), stopped=stopped.is_set)
+    except Stopped as end:
+        print(f"{end}; --resume goes on from here")
+        return 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 

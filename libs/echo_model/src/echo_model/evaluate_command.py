@@ -14,7 +14,7 @@ from echo_model.errors import EchoModelError
 
 if TYPE_CHECKING:
     from echo_model.engine import ReportEngine
-    from echo_model.images import Picture
+    from echo_model.evaluation.phantoms import Views
     from echo_model.report import Report
     from echo_model.settings import GenerationSettings
 
@@ -36,6 +36,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chexbert", type=Path, metavar="DIR", help="CheXbert's weights; gives its F1 and SemScore")
     parser.add_argument("--split", metavar="NAME", help="of a corpus: train, validate or test alone")
     parser.add_argument(
+        "--views", type=int, default=1, metavar="N", help="of a corpus: N views of a study in one prompt (default 1)"
+    )
+    parser.add_argument(
         "--reports", type=Path, metavar="FILE", help="write generated and reference texts there, a JSON line each"
     )
 
@@ -54,7 +57,10 @@ def run(args: argparse.Namespace, engine_of: Any, settings: GenerationSettings) 
         raise EchoModelError("--seed goes with --phantoms, not with --corpus")
     if args.corpus is None and args.split is not None:
         raise EchoModelError("--split goes with --corpus, not with --phantoms")
-    entries = None if args.corpus is None else read_corpus(args.corpus, args.split)  # a broken folder is told at once
+    if args.views < 1 or (args.views > 1 and args.corpus is None):
+        raise EchoModelError("--views goes with --corpus, and is at least 1")
+    # a broken folder is told at once
+    entries = None if args.corpus is None else read_corpus(args.corpus, args.split, args.views)
     count = args.phantoms if entries is None else len(entries)
     chexbert = None if args.chexbert is None else CheXbert(args.chexbert)
     judge = None if args.judge is None else Judge(load_model(args.judge, args.device, args.dtype))
@@ -109,8 +115,8 @@ def run(args: argparse.Namespace, engine_of: Any, settings: GenerationSettings) 
     return 0
 
 
-def _generate(engine: ReportEngine, settings: GenerationSettings, images: Sequence[Picture]) -> list[Report]:
-    """The reports on images of one view each, decoded together."""
+def _generate(engine: ReportEngine, settings: GenerationSettings, images: Sequence[Views]) -> list[Report]:
+    """The reports on images, or on studies of several views, decoded together."""
     waiting = [engine.submit(image, settings) for image in images]
     return [future.result() for future in waiting]
 

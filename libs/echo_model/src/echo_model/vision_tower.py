@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def vision_features(visual: Any, pixel_values: torch.Tensor, grid_thw: torch.Ten
     """Features (image tokens, out_hidden) of all pictures in order, as the stock tower's `pooler_output`.
 
     `visual`: a `Qwen2_5_VisionTransformerPretrainedModel`; `pixel_values` (patches, patch_dim); `grid_thw` (pictures,
-    3) counted in patches.
+    3) counted in patches. A tower with `gradient_checkpointing` that learns keeps no activations inside its blocks.
     """
     config, device = visual.config, visual.patch_embed.proj.weight.device
     grids: list[list[int]] = grid_thw.tolist()
@@ -51,13 +52,23 @@ def vision_features(visual: Any, pixel_values: torch.Tensor, grid_thw: torch.Ten
     positions = _positions(grids, merge).to(device)
     cos, sin = (_reorder(part.float(), order, merge**2).unsqueeze(1) for part in _rotary(visual, states, positions))
     whole = [rows * columns for frames, rows, columns in grids for _ in range(frames)]
+    again = visual.training and visual.gradient_checkpointing and torch.is_grad_enabled()
     near, far = _Groups.of([merge**2 * size for size in windows], device), _Groups.of(whole, device)
     for number, block in enumerate(visual.blocks):
         groups = far if number in config.fullatt_block_indexes else near
-        states = states + _attention(block.attn, block.norm1(states), cos, sin, groups)
-        states = states + block.mlp(block.norm2(states))
+        if again:
+            states = checkpoint(_block, block, states, cos, sin, groups, use_reentrant=False)
+        else:
+            states = _block(block, states, cos, sin, groups)
     features: torch.Tensor = visual.merger(states)
     return features[order.argsort()]
+
+
+def _block(block: Any, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, groups: _Groups) -> torch.Tensor:
+    """One layer; (patches, hidden) in and out."""
+    states = states + _attention(block.attn, block.norm1(states), cos, sin, groups)
+    result: torch.Tensor = states + block.mlp(block.norm2(states))
+    return result
 
 
 def _attention(

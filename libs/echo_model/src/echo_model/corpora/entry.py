@@ -127,6 +127,14 @@ def read_index(folder: Path) -> tuple[list[Entry], list[Problem]]:
     return entries, problems
 
 
+def by_study(entries: Iterable[Entry], most: int) -> list[list[Entry]]:
+    """The images of each study together, frontal ones first, `most` of them at most; studies in the order they come."""
+    grouped: dict[tuple[str, str], list[Entry]] = {}
+    for entry in entries:
+        grouped.setdefault((entry.split, entry.study), []).append(entry)
+    return [sorted(views, key=lambda entry: VIEWS.index(entry.view))[:most] for views in grouped.values()]
+
+
 def _entry(line: bytes, where: str) -> Entry:
     try:
         row: Any = json.loads(line)

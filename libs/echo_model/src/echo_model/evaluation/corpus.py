@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from echo_model.corpora.entry import INDEX, CorpusError, image_root, read_index
+from echo_model.corpora.entry import INDEX, CorpusError, by_study, image_root, read_index
 from echo_model.data.findings import extract_findings
 from echo_model.data.labels import FINDINGS, Finding, Side
 from echo_model.errors import ImageError
@@ -22,20 +22,22 @@ LABELS = "labels.jsonl"
 
 @dataclass(frozen=True)
 class CorpusEntry:
-    """One labelled image; ``report`` is the reference text."""
+    """One labelled image, or one study: ``others`` are its further views. ``report`` is the reference text."""
 
     image: Path
     findings: dict[str, Finding]
     report: str
+    others: tuple[Path, ...] = ()
 
 
-def read_corpus(folder: Path, split: str | None = None) -> list[CorpusEntry]:
+def read_corpus(folder: Path, split: str | None = None, views: int = 1) -> list[CorpusEntry]:
     """All entries of ``folder`` in the order of its lines, of one split if named; blank lines are passed over.
 
-    Every image is opened once, so that a broken one is told before hours of work. Raises CorpusError.
+    With more than one of ``views`` an entry is a study with so many images at most, frontal ones first. Every image is
+    opened once, so that a broken one is told before hours of work. Raises CorpusError.
     """
     if (folder / INDEX).is_file():
-        return _read_index(folder, split)
+        return _read_index(folder, split, views)
     if split is not None:
         raise CorpusError(f"{folder}: a folder of phantoms has no splits")
     labels = folder / LABELS
@@ -62,21 +64,23 @@ def read_corpus(folder: Path, split: str | None = None) -> list[CorpusEntry]:
     return entries
 
 
-def _read_index(folder: Path, split: str | None) -> list[CorpusEntry]:
+def _read_index(folder: Path, split: str | None, views: int) -> list[CorpusEntry]:
     """Entries of a corpus in the one format."""
     rows, problems = read_index(folder)
     if problems:
         raise CorpusError(f"{folder}: {problems[0]}")
     root = image_root(folder)
     entries: list[CorpusEntry] = []
-    for row in rows:
-        if split not in (None, row.split):
-            continue
-        try:
-            read_image(root / row.image)
-        except ImageError as error:
-            raise CorpusError(f"{folder}: {row.where}: {error}") from None
-        entries.append(CorpusEntry(root / row.image, said_findings(row.report), row.report))
+    wanted = [row for row in rows if split in (None, row.split)]
+    for study in by_study(wanted, views) if views > 1 else [[row] for row in wanted]:
+        for row in study:
+            try:
+                read_image(root / row.image)
+            except ImageError as error:
+                raise CorpusError(f"{folder}: {row.where}: {error}") from None
+        first, *others = (root / row.image for row in study)
+        report = study[0].report
+        entries.append(CorpusEntry(first, said_findings(report), report, tuple(others)))
     if not entries:
         raise CorpusError(f"{folder}: no entry" + (f" of the split {split!r}" if split else ""))
     return entries

@@ -26,22 +26,23 @@ class Judge:
         self._tokens = 0
 
     @torch.inference_mode()
-    def add(self, image: Picture, text: str) -> float:
-        """Take a text on an image into account; returns its mean negative log-likelihood a token, in nats.
+    def add(self, image: Picture | Sequence[Picture], text: str) -> float:
+        """Take a text on an image or a study's views into account; returns its mean negative log-likelihood.
 
-        The end of the text counts as a token. Raises ImageError.
+        In nats a token; the end of the text counts as one. Raises ImageError.
         """
         loaded, model = self._loaded, self._loaded.model
-        pixels, grid = preprocess(image, loaded.image_config)
+        views = list(image) if isinstance(image, Sequence) else [image]
+        made = [preprocess(view, loaded.image_config) for view in views]
+        grids = np.stack([grid for _, grid in made])
+        counts = [n_image_tokens(grid, loaded.image_config) for grid in grids]
         instruction = loaded.generation_config.get("instruction")
-        prompt_ids = build_prompt(
-            loaded.tokenizer, [n_image_tokens(grid, loaded.image_config)], instruction=instruction
-        )
+        prompt_ids = build_prompt(loaded.tokenizer, counts, instruction=instruction)
         prompt = prepare_prompt(
             model,
             torch.tensor(prompt_ids),
-            torch.from_numpy(pixels).to(loaded.device),
-            torch.from_numpy(np.stack([grid])),
+            torch.from_numpy(np.concatenate([pixels for pixels, _ in made])).to(loaded.device),
+            torch.from_numpy(grids),
         )
         answer = [*loaded.tokenizer.encode(text, add_special_tokens=False).ids, loaded.eos_token_ids[0]]
         ids = torch.tensor(answer, device=loaded.device)
@@ -62,7 +63,7 @@ class Judge:
         self._tokens += len(answer)
         return nats / len(answer)
 
-    def add_all(self, images: Sequence[Picture], texts: Sequence[str]) -> None:
+    def add_all(self, images: Sequence[Picture | Sequence[Picture]], texts: Sequence[str]) -> None:
         """`add` for many."""
         for image, text in zip(images, texts, strict=True):
             self.add(image, text)

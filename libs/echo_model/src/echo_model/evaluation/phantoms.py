@@ -23,9 +23,11 @@ from echo_model.images import Picture, read_image
 HELD_OUT_SEED: Final = 20_260
 """Series of the phantoms that no training has seen."""
 
-Generate = Callable[[list[Picture]], list[str]]
-Study = tuple[Picture, dict[str, Finding], str]
-"""Image, true findings, reference report."""
+Views = Picture | list[Picture]
+"""The image, or several views of one study."""
+Generate = Callable[[list[Views]], list[str]]
+Study = tuple[Views, dict[str, Finding], str]
+"""Image or views, true findings, reference report."""
 
 
 def _ratio(part: float, whole: float) -> float:
@@ -112,8 +114,14 @@ def evaluate_corpus(
 
     Raises ImageError when an image has gone meanwhile, ValueError when there is no entry.
     """
-    studies = ((read_image(entry.image), entry.findings, entry.report) for entry in entries)
+    studies = ((_views(entry), entry.findings, entry.report) for entry in entries)
     return {"count": len(entries), **_evaluate(generate, studies, batch, progress, references)}
+
+
+def _views(entry: CorpusEntry) -> Views:
+    """The image of an entry, or all views of a study."""
+    image = read_image(entry.image)
+    return [image, *(read_image(path) for path in entry.others)] if entry.others else image
 
 
 def _evaluate(

@@ -41,6 +41,14 @@ class RowModel(torch.nn.Module):
         device: torch.device = next(self.model.parameters()).device
         return device
 
+    def checkpoint_activations(self) -> None:
+        """Compute activations inside the layers again in the backward pass instead of keeping them."""
+        # the older name warns in newer releases of transformers, which have the other one
+        enable = (
+            getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
+        )
+        enable({"use_reentrant": False})
+
     def computing(self) -> torch.autocast:
         """The context that the model's parts have to be called in."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._half)

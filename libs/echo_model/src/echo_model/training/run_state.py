@@ -7,6 +7,9 @@ number of processes. A state counts once it is whole: the one before is removed 
 from __future__ import annotations
 
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +37,9 @@ class StepStates:
         """Write the state after so many steps, all or nothing."""
         place = self._folder / f"{step:08d}"
         model, optimizer = get_state_dict(self._module, self._optimizer, options=_LEARNT)
-        state_dict_saver.save(
-            {"model": model, "optimizer": optimizer}, checkpoint_id=place, no_dist=self._share.world == 1
-        )
+        state = {"model": model, "optimizer": optimizer}
+        with _one_process_is_meant():
+            state_dict_saver.save(state, checkpoint_id=place, no_dist=self._share.world == 1)
         self._share.wait()
         if self._share.rank == 0:
             for other in self._folder.iterdir():
@@ -50,7 +53,8 @@ class StepStates:
             return 0
         model, optimizer = get_state_dict(self._module, self._optimizer, options=_LEARNT)
         state: dict[str, Any] = {"model": model, "optimizer": optimizer}
-        state_dict_loader.load(state, checkpoint_id=whole[-1], no_dist=self._share.world == 1)
+        with _one_process_is_meant():
+            state_dict_loader.load(state, checkpoint_id=whole[-1], no_dist=self._share.world == 1)
         set_state_dict(
             self._module,
             self._optimizer,
@@ -59,6 +63,14 @@ class StepStates:
             options=_LEARNT,
         )
         return int(whole[-1].name)
+
+
+@contextmanager
+def _one_process_is_meant() -> Iterator[None]:
+    """A single process is told each time that it is one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
 
 
 def learnt_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:

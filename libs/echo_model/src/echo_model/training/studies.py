@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from tokenizers import Tokenizer
 
-from echo_model.corpora.entry import ABOUT, INDEX, VIEWS, CorpusError, Entry, image_root, read_index
+from echo_model.corpora.entry import ABOUT, INDEX, CorpusError, Entry, by_study, image_root, read_index
 from echo_model.data.wording import Report
 from echo_model.errors import ImageError
 from echo_model.images import ImageConfig, image_grid, read_size
@@ -60,15 +60,10 @@ def read_studies(
     if problems:
         raise CorpusError(f"{folder}: {problems[0]}")
     root = image_root(folder)
-    grouped: dict[tuple[str, str], list[Entry]] = {}
-    for entry in entries:
-        if entry.split != "test":
-            grouped.setdefault((entry.split, entry.study), []).append(entry)
     special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     left_out: Counter[str] = Counter()
     found: dict[str, list[Study]] = {"train": [], "validate": []}
-    for (split, _), views in grouped.items():
-        views = sorted(views, key=lambda entry: VIEWS.index(entry.view))[:most_pictures]
+    for views in by_study((entry for entry in entries if entry.split != "test"), most_pictures):
         study = _study(root, views, tokenizer, pictures)
         if isinstance(study, str):
             left_out[study] += 1
@@ -77,7 +72,7 @@ def read_studies(
         elif special.intersection(study.report.ids.tolist()):
             left_out["special_token"] += 1
         else:
-            found[split].append(study)
+            found[views[0].split].append(study)
     if not found["train"]:
         told = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items())) or "none is there"
         raise CorpusError(f"{folder}: no study of the split 'train' can be learnt from ({told})")

@@ -70,6 +70,7 @@ def write_trained(
         "model_id": f"{config.out.name}-{stage}",
         "eos_token_id": [prompts.eos, *(end for end in initial.eos_token_ids if end != prompts.eos)],
         "instruction": prompts.instruction,
+        "max_images": max(len(study.pictures) for study in studies.train),
         "gen_length": -(-(longest + 1) // block) * block,
         "block_length": block,
         # an autoregressive model cannot be decoded in blocks yet; what is written is for the next stage

@@ -200,7 +200,7 @@ class _Run:
         if config.lora_rank:
             add_adapters(model, config.lora_rank, config.seed)
         if config.checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.checkpoint_activations()
         for parameter in model.parameters():
             # updates are too small for bfloat16; sharded weights must all have one type
             if parameter.requires_grad or self.sharded:
