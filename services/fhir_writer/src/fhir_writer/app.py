@@ -13,7 +13,7 @@ from prometheus_client import Gauge
 from fhir_writer.adapters.capability import Capability
 from fhir_writer.adapters.fhir_http import FhirHttp
 from fhir_writer.adapters.http_api import delivery_routes
-from fhir_writer.adapters.schedule import SqlDeliveries
+from fhir_writer.adapters.schedule import STATES, SqlDeliveries
 from fhir_writer.adapters.tables import inbox, outbox
 from fhir_writer.adapters.transaction_destination import TransactionDestination
 from fhir_writer.domain.resources import Site
@@ -35,7 +35,12 @@ log = logging.getLogger(__name__)
 
 GROUP = "fhir_writer"
 DESCRIPTION = "Delivers draft reports to the EHR as FHIR R4 DiagnosticReports, exactly one a study."
-DELIVERIES = Gauge("echo_fhir_deliveries", "Studies by the state of their delivery", ["state"])
+DELIVERIES = Gauge(
+    "echo_fhir_deliveries",
+    "Studies by the state of their delivery; those delivered are counted once an hour",
+    ["state"],
+)
+_COUNT_ALL_S = 3600.0
 
 
 def retry_policy(settings: Settings) -> RetryPolicy:
@@ -89,14 +94,22 @@ class Housekeeping:
         self._deliveries = deliveries
         self._clock = clock
         self._pause_s = lease_s / 4
+        self._next_full_count = 0.0
+
+    def _count(self) -> None:
+        """Those that are delivered grow without end, so they are counted seldom."""
+        full = self._clock.monotonic() >= self._next_full_count
+        if full:
+            self._next_full_count = self._clock.monotonic() + _COUNT_ALL_S
+        for state, count in self._deliveries.counts(STATES if full else ("pending", "parked")).items():
+            DELIVERIES.labels(state=state).set(count)
 
     def run(self, stop: threading.Event) -> None:
         """Until stopped; a database that is away is waited for."""
         while not self._clock.wait(stop, self._pause_s):
             try:
                 self._deliveries.renew_leases(self._clock.now())
-                for state, count in self._deliveries.counts().items():
-                    DELIVERIES.labels(state=state).set(count)
+                self._count()
             except Exception as error:
                 if not is_transient(error):
                     raise

@@ -55,5 +55,7 @@ class SqlObjectIndex:
         with self._database.write() as connection:
             gone = set(connection.scalars(refusals.delete().where(r.at < before).returning(r.quarantine_key)))
             keys = [key for key in gone if key is not None]
+            if not keys:
+                return []
             kept = set(connection.scalars(sa.select(r.quarantine_key).where(r.quarantine_key.in_(keys))))
         return [key for key in keys if key not in kept]

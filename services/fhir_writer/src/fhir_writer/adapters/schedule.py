@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,6 +16,8 @@ from fhir_writer.ports import Change, Job
 from pipeline.database import Database
 from pipeline.events import Event
 from pipeline.outbox import Outbox
+
+STATES = ("pending", "delivered", "parked")
 
 
 def _utc(value: datetime | None) -> datetime | None:
@@ -196,7 +198,7 @@ class SqlDeliveries:
     def drop_all_leases(self) -> None:
         """For a database that only this process can have open: what a killed predecessor held is free at once."""
         with self._database.write() as connection:
-            connection.execute(d.update().values(lease_id=None, leased_until=None))
+            connection.execute(d.update().where(d.c.lease_id.is_not(None)).values(lease_id=None, leased_until=None))
 
     def replay(self, now: datetime, uid: str | None = None, reason: str | None = None) -> int:
         """Make one study's delivery, or all parked for `reason`, due now; returns how many rows."""
@@ -223,14 +225,15 @@ class SqlDeliveries:
     def listed(self, state: str | None, limit: int) -> list[dict[str, Any]]:
         """Deliveries for people, the latest changed first; without the report's text."""
         columns = [c for c in d.c if c.name not in ("report", "traceparent", "lease_id", "leased_until", "revision")]
-        query = sa.select(*columns).order_by(d.c.updated_at.desc()).limit(limit)
-        if state is not None:
-            query = query.where(d.c.state == state)
+        found: list[dict[str, Any]] = []
         with self._database.read() as connection:
-            return [dict(row._mapping) for row in connection.execute(query)]
+            for each in STATES if state is None else [state]:  # one by one, as the index has them
+                newest = sa.select(*columns).where(d.c.state == each).order_by(d.c.updated_at.desc()).limit(limit)
+                found += [dict(row._mapping) for row in connection.execute(newest)]
+        return sorted(found, key=lambda row: row["updated_at"], reverse=True)[:limit]
 
-    def counts(self) -> dict[str, int]:
-        """Rows by state."""
-        query = sa.select(d.c.state, sa.func.count()).group_by(d.c.state)
+    def counts(self, states: Sequence[str] = STATES) -> dict[str, int]:
+        """Rows by state. Every row of the state is looked at: those that are delivered are many."""
+        query = sa.select(d.c.state, sa.func.count()).where(d.c.state.in_(states)).group_by(d.c.state)
         with self._database.read() as connection:
-            return {"pending": 0, "delivered": 0, "parked": 0} | {row[0]: row[1] for row in connection.execute(query)}
+            return dict.fromkeys(states, 0) | {row[0]: row[1] for row in connection.execute(query)}

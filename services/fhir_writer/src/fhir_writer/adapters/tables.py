@@ -47,6 +47,13 @@ deliveries = sa.Table(
     sa.CheckConstraint("state IN ('pending', 'delivered', 'parked')", name="deliveries_state"),
     sa.Index("deliveries_due", "next_attempt_at"),
     sa.Index("deliveries_by_state", "state", "updated_at"),
+    # What is being delivered at the moment: few rows.
+    sa.Index(
+        "deliveries_leased",
+        "lease_id",
+        sqlite_where=sa.text("lease_id IS NOT NULL"),
+        postgresql_where=sa.text("lease_id IS NOT NULL"),
+    ),
 )
 
 outbox = Outbox(metadata)
