@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,9 +15,13 @@ from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 
-from dicom_listener.adapters.commitments import PeerAddress
+from dicom_listener.adapters.commitments import PeerAddress, SqlCommitments
 from dicom_listener.adapters.tables import commitments
+from dicom_listener.app import MIGRATIONS
+from dicom_listener.domain.commitment import Reference
+from dicom_listener.ports import Peer
 from integration.dicom_listener.peers import CT, DX, EXPLICIT, Listener, Sender, image, listening, new_uid, wait_for
+from pipeline.database import Database
 
 INSTANCE = str(StorageCommitmentPushModelInstance)
 
@@ -144,6 +149,21 @@ def test_the_result_survives_a_restart_and_a_sender_that_is_away(tmp_path: Path,
         step_until_told(listener, requester, 2)
         assert requester.result() == (1, [uid], {})
         wait_for(lambda: [row.outcome for row in listener.rows(commitments)] == ["committed"])
+
+
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.needs("postgres"))])
+def test_a_clock_set_back_puts_no_result_off(tmp_path: Path, request: pytest.FixtureRequest, kind: str) -> None:
+    url = f"sqlite:///{tmp_path}/l.sqlite3" if kind == "sqlite" else str(request.getfixturevalue("postgres_url"))
+    database = Database(url)
+    database.migrate(MIGRATIONS)
+    waiting, now = SqlCommitments(database), datetime.now(UTC)
+    peer, asked = Peer("SENDER", "ECHO", "127.0.0.1"), [Reference(DX, new_uid())]
+    waiting.add(new_uid(), peer, asked, now + timedelta(days=1))
+    (commitment,) = waiting.due(now, 20)
+    waiting.postpone(commitment.id, now + timedelta(seconds=600))
+    assert waiting.due(now, 20) == []
+    assert len(waiting.due(now + timedelta(seconds=600), 20)) == 1
+    database.close()
 
 
 def test_wrong_requests_have_a_status_and_a_reason(tmp_path: Path, requester: Requester) -> None:

@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
+from dicom_listener.adapters.staging import part10_header
 from dicom_listener.adapters.tables import instances
 from dicom_listener.adapters.transport import TlsFiles, server_context
-from integration.dicom_listener.peers import Listener, Sender, image, listening, wait_for
+from integration.dicom_listener.peers import DX, EXPLICIT, Listener, Sender, encoded, image, listening, wait_for
+from integration.dicom_listener.stow_peers import CONTENT_TYPE, body_of, part10, stow_door
 
 
 @dataclass(frozen=True)
@@ -167,3 +170,36 @@ def test_dcmtk_over_mutual_tls(
     wait_for(
         lambda: [reason for reason, _ in reasons(mutual)] == ([] if with_certificate else ["tls_handshake_failed"])
     )
+
+
+@pytest.mark.parametrize("own", ["sender", "stranger", None])
+def test_stow_over_mutual_tls(tmp_path: Path, papers: Papers, own: str | None) -> None:
+    certificate, key = papers.server
+    context = server_context(TlsFiles(str(certificate), str(key), str(papers.authority)))
+    with (
+        listening(f"sqlite:///{tmp_path}/l.sqlite3", tmp_path / "o") as listener,
+        stow_door(listener, context) as url,
+        httpx.Client(verify=client(papers, getattr(papers, own) if own else None), timeout=60) as sender,
+    ):
+        try:
+            answer = sender.post(url, content=body_of(part10(image())), headers={"content-type": CONTENT_TYPE})
+            assert answer.status_code == 200
+        except httpx.TransportError:
+            assert own != "sender"
+        assert len(listener.rows(instances)) == (own == "sender")
+
+
+@pytest.mark.needs("dcmtk")
+def test_dcmtk_stores_over_mutual_tls(
+    mutual: Listener, papers: Papers, dcmtk: Callable[[str], str], tmp_path: Path
+) -> None:
+    certificate, key = papers.sender
+    ds, path = image(size=600), tmp_path / "film.dcm"
+    path.write_bytes(part10_header(DX, ds.SOPInstanceUID, EXPLICIT) + encoded(ds))
+    own = ["+tls", str(key), str(certificate), "+cf", str(papers.authority)]
+    command = [dcmtk("storescu"), *own, "-aec", "ECHO", "127.0.0.1", str(mutual.port), str(path)]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    (row,) = mutual.rows(instances)
+    assert mutual.data_set(row.object_key) == encoded(ds)
+    assert reasons(mutual) == []

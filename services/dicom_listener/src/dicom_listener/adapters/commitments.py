@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,7 +18,7 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPu
 
 from dicom_listener.adapters.tables import commitments, instances
 from dicom_listener.domain.commitment import Reference, Verdict
-from dicom_listener.handlers.commit import Commitment
+from dicom_listener.handlers.commit import LONGEST_PAUSE_S, Commitment
 from dicom_listener.ports import Peer
 from pipeline.database import Database
 
@@ -69,11 +69,15 @@ class SqlCommitments:
             )
 
     def due(self, now: datetime, limit: int) -> Sequence[Commitment]:
-        """Those whose result is to be sent now, the longest due first."""
+        """Those whose result is to be sent now, the longest due first.
+
+        Nothing is put off for longer than the longest pause: what seems to be, was by a clock that has been set back.
+        """
         t = commitments.c
+        latest = now + timedelta(seconds=LONGEST_PAUSE_S)
         query = (
             sa.select(commitments)
-            .where(t.done_at.is_(None), t.next_attempt_at <= now)
+            .where(t.done_at.is_(None), (t.next_attempt_at <= now) | (t.next_attempt_at > latest))
             .order_by(t.next_attempt_at)
             .limit(limit)
         )

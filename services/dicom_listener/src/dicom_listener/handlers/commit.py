@@ -19,7 +19,7 @@ from pipeline.store import ObjectStore
 
 log = logging.getLogger(__name__)
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 600.0
+_FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 600.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Commitments(Protocol):
         ...
 
     def due(self, now: datetime, limit: int) -> Sequence[Commitment]:
-        """Those whose result is to be sent now."""
+        """Those whose result is to be sent now, or was put off by a clock that has been set back since."""
         ...
 
     def objects(self, sop_instance_uids: Sequence[str]) -> Sequence[tuple[str, str, str]]:
@@ -115,7 +115,7 @@ class CommitmentLoop:
                 text = "the result of a storage commitment could not be sent"
                 self._refusals.note(Refusal("request", "commitment_undeliverable", text, commitment.peer))
             else:
-                pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(commitment.attempts, 20))
+                pause = min(LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(commitment.attempts, 20))
                 self._commitments.postpone(commitment.id, now + timedelta(seconds=pause))
         if self._clock.monotonic() >= self._next_prune:
             self._commitments.forget(self._clock.now() - self._keep)
