@@ -13,6 +13,7 @@ from pathlib import Path
 from pydicom.uid import UID
 from pynetdicom import ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
 
+from dicom_listener.adapters.dimse_archive import MODELS
 from dicom_listener.adapters.scp import SERVICES
 from dicom_listener.adapters.staging import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_listener.domain.access import TurnedAway
@@ -35,6 +36,11 @@ def _rows(head: str, rows: Sequence[tuple[str, ...]]) -> str:
 def services() -> str:
     """SOP classes that are no storage."""
     return _rows("SOP class | UID | role", [(UID(uid).name, f"`{uid}`", "SCP") for uid in SERVICES])
+
+
+def fetching() -> str:
+    """SOP classes of C-FIND and C-MOVE."""
+    return _rows("SOP class | UID | role", [(UID(uid).name, f"`{uid}`", "SCU") for uid in MODELS])
 
 
 def storage() -> str:
@@ -95,6 +101,7 @@ def implementation() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "services": services,
+    "fetching": fetching,
     "storage": storage,
     "transfer_syntaxes": transfer_syntaxes,
     "statuses": statuses,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from integration.dicom_listener.malformed_stow import stow_table
 from integration.dicom_listener.peers import CT, encoded, image, new_uid
 from integration.dicom_listener.wire import (
     COMMAND,
@@ -321,7 +322,7 @@ def table() -> str:
         "|---|---|---|---|",
     ]
     lines += [f"| {each.level} | {each.what} | {each.answer} | {each.reason or ''} |" for each in CASES]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + stow_table()) + "\n"
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from integration.dicom_listener.pacs import (
     pacs,
 )
 from integration.dicom_listener.peers import Listener, encoded, image, listening, new_uid, wait_for
-from integration.dicom_listener.stow_peers import stow_door
 from integration.dicom_listener.process import Process
+from integration.dicom_listener.stow_peers import stow_door
 from pipeline.events import STUDY_COMPLETED
 from servers import ports
 
@@ -269,3 +269,16 @@ def test_killed_in_the_middle_of_a_fetch(process: Process) -> None:
     assert httpx.get(url, params={"state": "done"}, timeout=60).json()["items"][0]["studies"][0]["held"] == 3
     assert process.rows("select count(*) from instances") == [(3,)]
     assert process.end(signal.SIGTERM) == 0
+
+
+def test_on_postgresql(tmp_path: Path, postgres_url: str) -> None:
+    current, prior = film("P", "20260301"), film("P", "20260201")
+    with listening(postgres_url, tmp_path / "objects") as listener, pacs(listener.port, [current, prior]) as peer:
+        work = fetching(listener, dimse_archive(peer.port))
+        id_ = ask(work, study=current.StudyInstanceUID, priors=1)
+        assert ask(work, study=current.StudyInstanceUID, priors=1) == id_
+        assert work.step()
+        assert state(work, id_) == ("done", None)
+        listener.step_until(2)
+        marks = {e.key: e.data.get("fetched_as_prior") for e in listener.events() if e.type == STUDY_COMPLETED}
+        assert marks == {current.StudyInstanceUID: None, prior.StudyInstanceUID: True}

@@ -42,6 +42,10 @@ def test_unusable_tls_files(
         ({"tls_client_ca_file": "x.pem"}, "ECHO_TLS_CLIENT_CA_FILE"),
         ({"allowed_peers": '[{"called": "ECHO", "networks": ["10.0.0.300"]}]'}, "ECHO_ALLOWED_PEERS"),
         ({"allowed_peers": '[{"caled": "ECHO"}]'}, "ECHO_ALLOWED_PEERS"),
+        ({"fetch_ae_title": "PACS"}, "ECHO_FETCH_AE_TITLE"),
+        ({"fetch_dicomweb_url": "pacs.example"}, "ECHO_FETCH_DICOMWEB_URL"),
+        ({"stow_token": "short"}, "ECHO_STOW_TOKEN"),
+        ({"stow_port": "70000"}, "ECHO_STOW_PORT"),
         ({"min_free_bytes": "10", "resume_free_bytes": "5"}, "ECHO_RESUME_FREE_BYTES"),
     ],
 )
@@ -64,3 +68,11 @@ def test_the_allow_list_becomes_rules(monkeypatch: pytest.MonkeyPatch) -> None:
         True,
         False,
     )
+
+
+def test_one_archive_only(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    peers = '{"PACS": {"host": "pacs.example", "port": 104}}'
+    assert settings(monkeypatch, known_peers=peers, fetch_ae_title="PACS").fetch_ae_title == "PACS"
+    with pytest.raises(SystemExit, match="2"):
+        settings(monkeypatch, fetch_dicomweb_url="https://pacs.example/dicom-web")
+    assert "set either ECHO_FETCH_AE_TITLE or ECHO_FETCH_DICOMWEB_URL" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from dicom_listener.domain.fetch import ArchivedSeries, ArchivedStudy, FetchFail
 from dicom_listener.domain.uids import is_uid
 from dicom_listener.handlers.fetch import Wish
 
+MODELS = (StudyRootQueryRetrieveInformationModelFind, StudyRootQueryRetrieveInformationModelMove)
 _PENDING, _SOME_FAILED = (0xFF00, 0xFF01), 0xB000
 _MOST_MATCHES = 5000
 _STUDY_KEYS = (
