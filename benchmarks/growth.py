@@ -175,32 +175,31 @@ def retention(part: Listener, studies: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def engine_result(
-    new_url: Callable[[], str], folder: Path, parts: Sequence[type[Part]], studies: int, repeats: int, seconds: float
+def service_result(
+    part: type[Part], new_url: Callable[[], str], folder: Path, studies: int, repeats: int, seconds: float
 ) -> dict[str, Any]:
-    """All services on one kind of database, one after the other, so that the disk holds one at a time."""
-    result: dict[str, Any] = {}
-    for part in parts:
-        began = time.monotonic()
-        small, large = (filled(part, new_url(), folder, count) for count in (SMALL, studies))
-        loaded = time.monotonic()
-        (few, few_looks), (many, many_looks) = measure([small, large], repeats)
-        tables = sizes(large.database.engine, part.tables)
-        rows = compared(few, many)
-        result[part.name] = {
-            "ratio": rows["whole"]["ratio"],
-            "reached": rows["whole"]["ratio"] <= WANTED,
-            "study": rows,
-            "looks": compared(few_looks, many_looks),
-            "tables": tables,
-            "load_seconds": round(loaded - began, 1),
-        }
-        if isinstance(large, Listener):
-            result[part.name]["retention"] = retention(large, studies, seconds)
-        result[part.name]["seconds"] = round(time.monotonic() - began, 1)
-        for one in (small, large):
-            drop(one.database)
-        print(part.name, json.dumps({k: v for k, v in result[part.name].items() if k != "tables"}), flush=True)
+    """One service on one kind of database; its databases are gone afterwards, so that the disk holds one at a time."""
+    began = time.monotonic()
+    small, large = (filled(part, new_url(), folder, count) for count in (SMALL, studies))
+    loaded = time.monotonic()
+    (few, few_looks), (many, many_looks) = measure([small, large], repeats)
+    tables = sizes(large.database.engine, part.tables)
+    rows = compared(few, many)
+    result = {
+        "studies": {"small": SMALL, "large": studies},
+        "ratio": rows["whole"]["ratio"],
+        "reached": rows["whole"]["ratio"] <= WANTED,
+        "study": rows,
+        "looks": compared(few_looks, many_looks),
+        "tables": tables,
+        "load_seconds": round(loaded - began, 1),
+    }
+    if isinstance(large, Listener):
+        result["retention"] = retention(large, studies, seconds)
+    for one in (small, large):
+        drop(one.database)
+    result["seconds"] = round(time.monotonic() - began, 1)
+    print(part.name, json.dumps({k: v for k, v in result.items() if k != "tables"}), flush=True)
     return result
 
 
@@ -234,7 +233,6 @@ def main() -> None:
     engines = args.engine or (["sqlite", "postgresql"] if maintenance else ["sqlite"])
     began, load = time.monotonic(), os.getloadavg()[0]
     result: dict[str, Any] = {
-        "studies": {"small": SMALL, "large": args.studies},
         "repeats": args.repeats,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "load_at_start": round(load, 1),
@@ -246,14 +244,16 @@ def main() -> None:
             if engine == "postgresql" and not maintenance:
                 parser.error("ECHO_TEST_POSTGRES_URL is not set")
             with sqlite_urls(folder) if engine == "sqlite" else postgres_urls(str(maintenance)) as new_url:
-                result["engines"][engine] = engine_result(
-                    new_url, folder / "objects", parts, args.studies, args.repeats, args.retention_seconds
-                )
+                result["engines"][engine] = services = {}
+                for part in parts:
+                    services[part.name] = service_result(
+                        part, new_url, folder / "objects", args.studies, args.repeats, args.retention_seconds
+                    )
+                    result["seconds"] = round(time.monotonic() - began)
+                    if args.json:  # after each, so that a run that is cut off has told something
+                        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     finally:
         shutil.rmtree(folder)
-    result["seconds"] = round(time.monotonic() - began)
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
