@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from echo_model.training.agreement import says_the_same
 from echo_model.training.autoregressive import as_trajectories, decode_left_to_right
 from echo_model.training.dcd import Distillation, distil_loss, divergence, reverse_divergence
 from echo_model.training.loop import Stopped
@@ -121,7 +122,7 @@ def test_shards_are_written_once_and_read_back(tmp_path: Path) -> None:
     write_shards(tmp_path, decode, 10, shard=4)
     assert asked == [range(4), range(4, 8), range(4, 8), range(8, 10)]
     stored = StoredTrajectories(tmp_path, small_data().layout.eos)
-    assert stored.counts == {"decoded": 10, "loops": 0, "endless": 0, "used": 10}
+    assert stored.counts == {"decoded": 10, "loops": 0, "endless": 0, "wrong": 0, "used": 10}
     assert stored.rows.tolist() == list(range(10))
     assert stored.lengths.tolist() == [16] * 4 + [8] * 6
     narrow, wide = stored.batch([9, 5]), stored.batch([0, 9])
@@ -138,8 +139,38 @@ def test_loops_and_endless_answers_are_dropped_and_counted(tmp_path: Path) -> No
     whole = join([some_paths(3, 8), loop, endless], small_data().layout.eos)
     write_shards(tmp_path, lambda rows: whole, 6, shard=6)
     stored = StoredTrajectories(tmp_path, small_data().layout.eos)
-    assert stored.counts == {"decoded": 6, "loops": 1, "endless": 2, "used": 3}
+    assert stored.counts == {"decoded": 6, "loops": 1, "endless": 2, "wrong": 0, "used": 3}
     assert stored.rows.tolist() == [0, 1, 2]
+
+
+def test_answers_that_disagree_with_the_reference_are_dropped_and_counted(tmp_path: Path) -> None:
+    layout = small_data().layout
+    whole = some_paths(4, 8)
+    write_shards(tmp_path, lambda rows: whole, 4, shard=4)
+    asked: list[tuple[int, list[int]]] = []
+
+    def agrees(row: int, answer: list[int]) -> bool:
+        asked.append((row, answer))
+        return row != 2
+
+    stored = StoredTrajectories(tmp_path, layout.eos, agrees)
+    assert stored.counts == {"decoded": 4, "loops": 0, "endless": 0, "wrong": 1, "used": 3}
+    assert stored.rows.tolist() == [0, 1, 3]
+    assert asked == [(row, whole.ids[row, :-1].tolist()) for row in range(4)]  # without the end token
+
+
+@pytest.mark.parametrize(
+    ("answer", "same"),
+    [
+        ("The heart is large. Left pleural effusion.", True),
+        ("Impression: cardiomegaly, pleural effusion on the left.", True),
+        ("The heart is large. Right pleural effusion.", False),
+        ("The heart is large.", False),
+        ("The heart is large. Left pleural effusion. Left pneumothorax.", False),
+    ],
+)
+def test_agreement_is_about_findings_and_sides(answer: str, same: bool) -> None:
+    assert says_the_same(answer, "There is a left pleural effusion. Cardiomegaly. No pneumothorax.") is same
 
 
 def test_no_usable_answer_is_an_error(tmp_path: Path) -> None:

@@ -126,7 +126,8 @@ On {plan["phantoms"]:,} phantoms (series {plan["train_seed"]}), one thread of a 
 2. the language model left to right with the tower frozen, {plan["ar_samples"]:,} samples;
 3. block diffusion by RAD (arXiv 2604.09450) with two complementary noisy copies, {plan["rad_samples"]:,} samples;
 4. DCD: one step a block, taught by {plan["teacher_reports"]:,} reports that the model of step 3 decoded with the
-   canonical rule (of nearly equal tokens always the same one), {plan["dcd_samples"]:,} samples.
+   canonical rule (of nearly equal tokens always the same one); reports that find anything else than the phantom's
+   own one are left out; {plan["dcd_samples"]:,} samples.
 
 To train it again: `make demo-model` (seeds fixed; sums may round differently on another processor).
 

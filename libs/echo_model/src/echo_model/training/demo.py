@@ -27,6 +27,7 @@ from echo_model.evaluation import evaluate_phantoms
 from echo_model.evaluation.phantoms import HELD_OUT_SEED
 from echo_model.guards import LEXICON_FILE, Lexicon
 from echo_model.model import load_model
+from echo_model.training.agreement import says_the_same
 from echo_model.training.checkpoint import BLOCK, write_card, write_checkpoint, write_domain
 from echo_model.training.checks import VALIDATION_SEED, Checker, held_out_features, held_out_findings
 from echo_model.training.corpus import Corpus
@@ -190,9 +191,13 @@ class Training:
 
         folder = self.work / "trajectories"
         write_shards(folder, decode, plan.teacher_reports, done=done)
-        stored = StoredTrajectories(folder, self.layout.eos)
+        stored = StoredTrajectories(folder, self.layout.eos, self._agrees if plan.agreeing else None)
         say(f"teacher  {stored.counts}")
         return stored
+
+    def _agrees(self, row: int, answer: list[int]) -> bool:
+        reference = self.tokenizer.decode(self.reports[row].ids.tolist())
+        return says_the_same(self.tokenizer.decode(answer), reference)
 
     def distil(self, features: Features, stored: StoredTrajectories, checker: Checker) -> None:
         """Stage 3: one step a block."""

@@ -21,7 +21,8 @@ class Plan:
     """Samples of every stage, and the seeds. All fits into three hours of one core (see docs/training.md).
 
     The tower learns in two runs: `tower_first` samples at the full rate (stopped before the end of its cosine,
-    `tower_first_schedule`), then new heads and `tower_samples` at a lower one.
+    `tower_first_schedule`), then new heads and `tower_samples` at a lower one. `agreeing`: of the teacher's reports only
+    those are learnt from that find what the phantom's own report finds.
     """
 
     train_seed: int = 2
@@ -35,12 +36,13 @@ class Plan:
     tower_heads: int = 2_400
     tower_samples: int = 20_000
     ar_samples: int = 20_000
-    rad_samples: int = 22_000
-    teacher_reports: int = 6_144
-    dcd_samples: int = 20_000
+    rad_samples: int = 14_400
+    teacher_reports: int = 5_120
+    dcd_samples: int = 14_400
     decisive_weight: float = 5.0
     tau: float = 0.85
     canonical: float = 0.6
+    agreeing: bool = True
     top_k: int = 8
     ce_weight: float = 1.0
     checked: int = 128

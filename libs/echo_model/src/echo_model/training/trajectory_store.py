@@ -66,24 +66,30 @@ class StoredTrajectories:
     """All usable answers of a folder of shards in memory, in their compact types.
 
     ``rows``: int64, the corpus row of each; ``lengths``: positions up to the end of its last block. ``counts``: how
-    many were decoded, and how many of them were dropped because they loop or never end.
+    many were decoded, and how many of them were dropped because they loop, never end or are wrong: ``agrees`` gets the
+    row and the tokens of an answer, and says whether it is worth teaching.
     """
 
-    def __init__(self, folder: Path, eos: int) -> None:
+    def __init__(self, folder: Path, eos: int, agrees: Callable[[int, list[int]], bool] | None = None) -> None:
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise ValueError(f"{folder} holds no trajectories")
         whole = join([Trajectories(**load_file(file)) for file in files], eos)
         loop = looping(whole)
         keep = whole.ended & ~loop
+        if agrees is not None:
+            for row in keep.nonzero()[:, 0].tolist():
+                answer = whole.ids[row][(whole.step[row] > 0) & (whole.ids[row] != eos)]
+                keep[row] = agrees(row, answer.tolist())
         self.counts = {
             "decoded": len(keep),
             "loops": int(loop.sum()),
             "endless": int((~whole.ended & ~loop).sum()),
+            "wrong": int((whole.ended & ~loop & ~keep).sum()),
             "used": int(keep.sum()),
         }
         if not bool(keep.any()):
-            raise ValueError(f"{folder} holds no answer that ends without a loop: the teacher needs more training")
+            raise ValueError(f"{folder} holds no answer that is worth teaching: the teacher needs more training")
         self._paths = whole.chosen(keep)
         self.rows: Any = keep.nonzero()[:, 0].numpy()
         at = torch.arange(self._paths.ids.shape[1])

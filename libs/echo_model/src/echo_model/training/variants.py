@@ -28,6 +28,7 @@ from echo_model import demo_checkpoint_path
 from echo_model.data.tokenizer import train_tokenizer
 from echo_model.data.wording import Report
 from echo_model.model import load_model
+from echo_model.training.agreement import says_the_same
 from echo_model.training.autoregressive import as_trajectories, decode_left_to_right
 from echo_model.training.corpus import Corpus, training_report
 from echo_model.training.dcd import Distillation, distil_loss
@@ -78,6 +79,7 @@ DCD: Final[dict[str, tuple[int, str, Distillation]]] = {
     "dcd_no_eos": (8, "plain8", Distillation(top_k=8, eos_weight=0.0)),
     "dcd_reverse": (8, "plain8", Distillation(top_k=8, reverse=True)),
     "dcd_canonical": (8, "canonical8", Distillation(top_k=8)),
+    "dcd_agreeing": (8, "agreeing8", Distillation(top_k=8)),
     "dcd_canonical_ce": (8, "canonical8", Distillation(top_k=8, ce_weight=1.0)),
     "ce_canonical_ar": (8, "canonical_ar", Distillation(top_k=1, weighted=False)),
     "dcd_raw": (8, "raw8", Distillation(top_k=8)),
@@ -205,7 +207,15 @@ class Seed:
         return self.features.rows(stored.rows[places]), stored.batch(places)
 
     def answers(self, name: str) -> StoredTrajectories:
-        """What the teacher ``name`` wrote: plain or canonical with its block length, canonical_ar, or raw8."""
+        """What the teacher ``name`` wrote: plain or canonical with its block length, canonical_ar, or raw8.
+
+        agreeing8 is canonical8 without the answers that find anything else than the phantom's own report.
+        """
+        if name == "agreeing8":
+            self.answers("canonical8")
+            stored = StoredTrajectories(self.work / "answers-canonical8", self.layout.eos, self._agrees)
+            say(f"seed {self.seed}  answers {name}: {stored.counts}")
+            return stored
         if name == "canonical_ar":
             model = self.load("ar")
         else:
@@ -236,6 +246,9 @@ class Seed:
         stored = StoredTrajectories(folder, self.layout.eos)
         say(f"seed {self.seed}  answers {name}: {stored.counts}")
         return stored
+
+    def _agrees(self, row: int, answer: list[int]) -> bool:
+        return says_the_same(self.tokenizer.decode(answer), self.texts["normalised"][row].text)
 
     def measure(self, row: Row) -> dict[str, Any]:
         """The figures of a row, kept in the folder."""

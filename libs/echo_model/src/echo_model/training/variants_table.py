@@ -38,6 +38,7 @@ CLAIMS: Final = (
     Claim("DCD beats T3D", "dcd8", "t3d"),
     Claim("DCD beats adjacent-state consistency", "dcd8", "consistency"),
     Claim("canonical trajectories help (ours)", "dcd_canonical", "dcd8"),
+    Claim("leaving out wrong answers helps (ours)", "dcd_agreeing", "dcd_canonical"),
     Claim("the gate helps (ours)", "dcd8_gated", "dcd8"),
 )
 
