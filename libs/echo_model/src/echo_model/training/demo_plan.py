@@ -21,8 +21,8 @@ class Plan:
     """Samples of every stage, and the seeds. All fits into three hours of one core (see docs/training.md).
 
     The tower learns in two runs: `tower_first` samples at the full rate (stopped before the end of its cosine,
-    `tower_first_schedule`), then new heads and `tower_samples` at a lower one. `agreeing`: of the teacher's reports only
-    those are learnt from that find what the phantom's own report finds.
+    `tower_first_schedule`), then new heads and `tower_samples` at a lower one. `agreeing`: of the
+    teacher's reports only those are learnt from that find what the phantom's own report finds.
     """
 
     train_seed: int = 2
