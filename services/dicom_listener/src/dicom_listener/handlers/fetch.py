@@ -222,14 +222,16 @@ class FetchLoop:
             raise FetchFailed(Problem.NOT_FOUND)
         for study in found:
             yield study, "study"
-        for prior in self._priors(found[0], wish.priors):
+        for prior in self._priors(found, wish.priors):
             yield prior, "prior"
 
-    def _priors(self, study: ArchivedStudy, count: int) -> Iterator[ArchivedStudy]:
+    def _priors(self, found: Sequence[ArchivedStudy], count: int) -> Iterator[ArchivedStudy]:
+        study, asked_for = found[0], {each.study_instance_uid for each in found}
         if count == 0 or not study.patient_id:
             return
         today = self._clock.now().date()
-        others = self._archive.studies_of_patient(study.patient_id, _day(study.date) or today)
+        listed = self._archive.studies_of_patient(study.patient_id, _day(study.date) or today)
+        others = [each for each in listed if each.study_instance_uid not in asked_for]
         for each in older_studies(study, others, f"{today:%Y%m%d}")[:_MOST_LOOKED_AT]:
             if may_show_chest(each, self._archive.series(each.study_instance_uid)):
                 yield each
