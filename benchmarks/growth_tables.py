@@ -51,6 +51,7 @@ def multiply(engine: sa.Engine, tables: sa.MetaData, studies: int, replaced: Map
         with engine.begin() as connection:
             for index in table.indexes:
                 index.drop(connection)
+            keys = {} if sqlite else _without_keys(connection, table.name)
             connection.execute(sa.text(f'CREATE TABLE growth_template AS SELECT * FROM "{table.name}"'))
         columns = [c for c in table.columns if not (c.primary_key and c.autoincrement is True)]
         names = ", ".join(f'"{column.name}"' for column in columns)
@@ -68,11 +69,25 @@ def multiply(engine: sa.Engine, tables: sa.MetaData, studies: int, replaced: Map
                 connection.exec_driver_sql(copy if sqlite else copy.replace("%", "%%"))
         with engine.begin() as connection:
             connection.execute(sa.text("DROP TABLE growth_template"))
+            for name, definition in keys.items():
+                connection.execute(sa.text(f'ALTER TABLE "{table.name}" ADD CONSTRAINT "{name}" {definition}'))
             for index in table.indexes:
                 index.create(connection)
     if not sqlite:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(sa.text("VACUUM ANALYZE"))
+
+
+def _without_keys(connection: sa.Connection, table: str) -> dict[str, str]:
+    """Drop primary key and unique constraints, which are built faster afterwards; name -> definition."""
+    query = sa.text(
+        "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint"
+        " WHERE conrelid = CAST(:n AS regclass) AND contype IN ('p', 'u')"
+    )
+    keys = {str(name): str(definition) for name, definition in connection.execute(query, {"n": table})}
+    for name in keys:
+        connection.execute(sa.text(f'ALTER TABLE "{table}" DROP CONSTRAINT "{name}"'))
+    return keys
 
 
 def _hurry(engine: sa.Engine) -> None:

@@ -258,6 +258,67 @@ def rad(result: Any) -> str:
     return grid(["", "RAD", "whole copy", "ratio", "range"], rows)
 
 
+def growth(result: Any) -> str:
+    """One more study among few and among many, of each service on each database."""
+    rows = []
+    for engine, services in result["engines"].items():
+        for service, figures in services.items():
+            whole, counts = figures["study"]["whole"], figures["studies"]
+            parts = [
+                (whole[size]["median"], whole[size]["p5"], whole[size]["p95"]) for size in ("small_ms", "large_ms")
+            ]
+            tables = figures["tables"].values()
+            million = figures.get("tables_of", counts["large"]) * 1e3  # bytes a study to GB a million
+            disk = [sum(table.get(kind, 0) for table in tables) / million for kind in ("table_bytes", "index_bytes")]
+            rows.append(
+                [
+                    f"{service}, {'PostgreSQL' if engine == 'postgresql' else 'SQLite'}",
+                    f"{counts['large']:,}",
+                    *(f"{median:.0f} ({low:.0f} to {high:.0f})" for median, low, high in parts),
+                    f"{figures['ratio']:.2f}",
+                    f"{whole['large_ms']['p5'] / whole['small_ms']['p5']:.2f}",
+                    *(number(size, 1) for size in disk),
+                ]
+            )
+    few = next(iter(next(iter(result["engines"].values())).values()))["studies"]["small"]
+    head = [
+        "",
+        "studies",
+        f"ms with {few:,}",
+        "ms with all",
+        "ratio",
+        "of 5th percentiles",
+        "GB of tables a million",
+        "GB of indices",
+    ]
+    return grid(head, rows)
+
+
+def growth_looks(result: Any) -> str:
+    """The looks whose cost grew the most."""
+    rows = [
+        [f"{service}, {engine}: {name.replace('_', ' ')}", look["small_ms"], look["large_ms"], look["ratio"]]
+        for engine, services in result["engines"].items()
+        for service, figures in services.items()
+        for name, look in figures["looks"].items()
+    ]
+    most = sorted(rows, key=lambda row: -row[3])[:6]
+    cells = [[name, number(few, 1), number(many, 1), number(ratio, 1)] for name, few, many, ratio in most]
+    return grid(["", "ms with few", "ms with many", "ratio"], cells)
+
+
+def retention(result: Any) -> str:
+    """Receiving while retention deletes."""
+    rows = []
+    for engine, services in result["engines"].items():
+        figures = services.get("dicom_listener", {}).get("retention")
+        if figures is None:
+            continue
+        for words, key in (("alone", "record_alone_ms"), ("while deleting", "record_while_deleting_ms")):
+            rows.append([f"{engine}, {words}", *(number(figures[key][name], 0) for name in ("median", "p95", "max"))])
+    return grid(["ms to record an object", "median", "95th percentile", "longest"], rows)
+
+
 def gpu() -> str:
     """What has been measured on a GPU, or that nothing was."""
     parts = []
@@ -297,6 +358,9 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "bounds": bounds,
     "guards": guards,
     "rails": rails,
+    "growth": growth,
+    "growth_looks": growth_looks,
+    "retention": retention,
     "rad": rad,
     "variants": variants,
     "claims": claims,
