@@ -36,6 +36,8 @@ class StepStates:
     def save(self, step: int) -> None:
         """Write the state after so many steps, all or nothing."""
         place = self._folder / f"{step:08d}"
+        if (place / ".metadata").exists():  # the same state; to write over it would risk the only one there is
+            return
         model, optimizer = get_state_dict(self._module, self._optimizer, options=_LEARNT)
         state = {"model": model, "optimizer": optimizer}
         with _one_process_is_meant():
