@@ -117,6 +117,7 @@ def run(folder: Path, minutes: float) -> dict[str, Any]:
         "objects_not_whole": len(set(gone) & still),
         "warm_up": _WARM_UP,
         "rss_growth_after_warm_up": round(growth, 4) if settled is not samples[-1] else None,
+        "memory_judged": settled is not samples[-1],
         "exit_status": status,
         "samples": samples[:: max(1, len(samples) // 60)],
         "last": samples[-1],
