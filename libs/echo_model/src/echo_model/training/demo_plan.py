@@ -38,7 +38,7 @@ class Plan:
     ar_samples: int = 20_000
     rad_samples: int = 14_400
     teacher_reports: int = 5_120
-    dcd_samples: int = 14_400
+    dcd_samples: int = 9_600
     decisive_weight: float = 5.0
     tau: float = 0.85
     canonical: float = 0.6

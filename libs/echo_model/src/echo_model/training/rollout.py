@@ -62,6 +62,24 @@ def canonical_log(log: torch.Tensor, share: float) -> torch.Tensor:
     return log.masked_fill(near, -torch.inf).scatter(-1, first, together)
 
 
+def denoise(
+    log: torch.Tensor, masked: torch.Tensor, tau: float, canonical: float | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One step of a teacher: log-probabilities (B, block, V) and masked positions (B, block) to what becomes fixed.
+
+    Returns the positions (bool (B, block)), the token of every position, and the beliefs, canonical if asked. Fixed is
+    what is at least `tau` sure, or the surest position alone. The canonical rule moves belief, never confidence.
+    """
+    confidence, best = log.max(dim=-1)
+    if canonical is not None:
+        log = canonical_log(log, canonical)
+        best = log.argmax(dim=-1)
+    confidence = confidence.masked_fill(~masked, -torch.inf)
+    most = functional.one_hot(confidence.argmax(dim=-1), masked.shape[1]).bool()
+    sure = confidence.exp() >= tau
+    return masked & torch.where(sure.any(dim=1, keepdim=True), sure, most), best, log
+
+
 @torch.no_grad()
 def roll_out(
     teacher: Any,
@@ -122,14 +140,7 @@ def roll_out(
             number += 1
             log = log_probabilities(teacher.lm_head(forward(rows_of(ids), first, visible)), layout.mask)
             cache.crop(-block)
-            confidence, best = log.max(dim=-1)
-            if canonical is not None:
-                log = canonical_log(log, canonical)
-                best = log.argmax(dim=-1)
-            confidence = confidence.masked_fill(~masked, -torch.inf)
-            most = functional.one_hot(confidence.argmax(dim=-1), block).bool()
-            sure = confidence.exp() >= tau
-            chosen = masked & torch.where(sure.any(dim=1, keepdim=True), sure, most)
+            chosen, best, log = denoise(log, masked, tau, canonical)
             likeliest = log.topk(top_k, dim=-1)
             ids[chosen], step[chosen] = best[chosen], number
             top_ids[chosen], top_log[chosen] = likeliest.indices[chosen], likeliest.values[chosen]

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from echo_model.training.rollout import Trajectories, canonical_log, log_probabilities
+from echo_model.training.rollout import Trajectories, denoise, log_probabilities
 from echo_model.training.shape import Layout
 
 
@@ -102,14 +102,7 @@ def roll_out_studies(
             number_of_step += 1
             log = log_probabilities(teacher.lm_head(forward(embedded(ids), positions, visible)), mask)
             cache.crop(-block)
-            confidence, best = log.max(dim=-1)
-            if canonical is not None:
-                log = canonical_log(log, canonical)
-                best = log.argmax(dim=-1)
-            confidence = confidence.masked_fill(~masked, -torch.inf)
-            most = functional.one_hot(confidence.argmax(dim=-1), block).bool()
-            sure = confidence.exp() >= tau
-            chosen = masked & torch.where(sure.any(dim=1, keepdim=True), sure, most)
+            chosen, best, log = denoise(log, masked, tau, canonical)
             likeliest = log.topk(top_k, dim=-1)
             ids[chosen], step[chosen] = best[chosen], number_of_step
             top_ids[chosen], top_log[chosen] = likeliest.indices[chosen], likeliest.values[chosen]
