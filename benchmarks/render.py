@@ -3,7 +3,8 @@
 
 page.md is written by hand. In it, {{FILE KEY}} and {{FILE KEY FORMAT}} stand for one figure of results/FILE.json (KEY
 with dots for nested ones), {{table KIND FILE}} for a table, {{image NAME}} for docs/images/NAME.png if it is there,
-{{gpu}} for what has been measured on a GPU, {{comparison}} for the method beside its alternatives. A result that does not exist is "not measured".
+{{gpu}} for what has been measured on a GPU, {{comparison}} for the method beside its alternatives. A result that does
+not exist is "not measured".
 """
 
 from __future__ import annotations
