@@ -78,12 +78,21 @@ def write_domain(out: Path, *, images: int = _DOMAIN_IMAGES, say: Callable[[str]
     fit_domain(load_model(out), pictures, progress).save(out / FILE_NAME)
 
 
-def write_card(out: Path, result: dict[str, Any], plan: dict[str, Any], stages: dict[str, dict[str, float]]) -> None:
+def write_card(
+    out: Path,
+    result: dict[str, Any],
+    plan: dict[str, Any],
+    stages: dict[str, dict[str, float]],
+    *,
+    own_tower: bool = True,
+) -> None:
     """Write ``evaluation.json`` and the model card with the measured figures.
 
-    ``stages``: scores of the models of the stages that came before, by stage and way of decoding.
+    ``stages``: scores of the models of the stages that came before, by stage and way of decoding. Without ``own_tower``
+    the first samples of the tower were another checkpoint's.
     """
     _write_json(out / "evaluation.json", {"phantoms": result, "stages": stages, "plan": plan})
+    first = "" if own_tower else ", the first of them in an earlier checkpoint trained by the same program (series 1)"
     measures = {
         f"macro F1 over {len(result['per_finding'])} findings": "macro_f1",
         "micro F1": "micro_f1",
@@ -122,7 +131,7 @@ is not among what it was trained on.
 On {plan["phantoms"]:,} phantoms (series {plan["train_seed"]}), one thread of a CPU:
 
 1. the vision tower as a classifier with labels for every visual token,
-   {plan["tower_first"] + plan["tower_samples"]:,} samples;
+   {plan["tower_first"] + plan["tower_samples"]:,} samples{first};
 2. the language model left to right with the tower frozen, {plan["ar_samples"]:,} samples;
 3. block diffusion by RAD (arXiv 2604.09450) with two complementary noisy copies, {plan["rad_samples"]:,} samples;
 4. DCD: one step a block, taught by {plan["teacher_reports"]:,} reports that the model of step 3 decoded with the

@@ -257,10 +257,10 @@ def train(plan: Plan, work: Path, out: Path, *, tower: Path | None, stopped: thr
     training.distil(features, training.teach(features), checker)
     training.ship(out)
     stages = training.staged_scores()
-    measure(plan, out, stages)
+    measure(plan, out, stages, own_tower=tower is None)
 
 
-def measure(plan: Plan, out: Path, stages: dict[str, dict[str, float]]) -> None:
+def measure(plan: Plan, out: Path, stages: dict[str, dict[str, float]], *, own_tower: bool) -> None:
     """Evaluate the written checkpoint as it ships, through the engine, and write its card."""
     engine = ReportEngine.from_pretrained(out)
     result = evaluate_phantoms(
@@ -269,7 +269,7 @@ def measure(plan: Plan, out: Path, stages: dict[str, dict[str, float]]) -> None:
         progress=lambda done: say(f"evaluate  {done}/{plan.evaluated}") if done % 40 == 0 else None,
     )
     say(f"evaluate  macro F1 {result['macro_f1']}, blank image {result['controls']['blank_image']['macro_f1']}")
-    write_card(out, result, asdict(plan), stages)
+    write_card(out, result, asdict(plan), stages, own_tower=own_tower)
 
 
 def main() -> None:
