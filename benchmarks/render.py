@@ -186,22 +186,25 @@ def guards(result: Any) -> str:
 
 
 def rails(result: Any) -> str:
-    """What the gate and second attempts cost and gain."""
+    """What the gate and second attempts cost and gain, as the model ships."""
+    return _rails(result, "as_shipped", "as shipped")
+
+
+def forced(result: Any) -> str:
+    """The same for a model that is forced to one step."""
+    return _rails(result, "one_step", "forced to one step")
+
+
+def _rails(result: Any, name: str, words: str) -> str:
     decoding = result.get("decoding")
     if decoding is None:
         return ABSENT
     rows = []
-    for name, words in (("one_step", "forced to one step"), ("as_shipped", "as shipped")):
-        for rail, row in decoding[name].items():
-            share = (row["garbled_rate"], row["garbled_removed"], row["agrees"])
-            cost = (row["gated_fraction"], row["redenoised_fraction"], row["more_forward_passes"])
-            rows.append(
-                [
-                    f"{words}, {rail}",
-                    *(f"{value:.1%}" for value in (*share, *cost)),
-                    number(row["tokens_per_forward"], 2),
-                ]
-            )
+    for rail, row in decoding[name].items():
+        share = (row["garbled_rate"], row["garbled_removed"], row["agrees"])
+        cost = (row["gated_fraction"], row["redenoised_fraction"], row["more_forward_passes"])
+        figures = [f"{value:.1%}" for value in (*share, *cost)]
+        rows.append([f"{words}, {rail}", *figures, number(row["tokens_per_forward"], 2)])
     head = ["", "garbled", "removed", "agrees", "gated", "anew", "more passes", "tokens a pass"]
     return grid(head, rows)
 
@@ -384,6 +387,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "bounds": bounds,
     "guards": guards,
     "rails": rails,
+    "forced": forced,
     "growth": growth,
     "growth_looks": growth_looks,
     "retention": retention,
