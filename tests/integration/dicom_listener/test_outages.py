@@ -204,7 +204,7 @@ def test_clock_that_jumps(tmp_path: Path, processes: list[Process]) -> None:
         assert sender.send(set_back) == KEPT
         jump(-DAY)
     wait_for(lambda: reasons() == {set_back.StudyInstanceUID: "association_released"})  # not a day late
-    wait_for(lambda: "echo_dicom_open_studies 0.0" in metrics())  # the sweep has told: what is open next is the next study
+    wait_for(lambda: "echo_dicom_open_studies 0.0" in metrics())  # so the next one open is the next study
 
     with Sender(process.port) as sender:
         began = time.monotonic()
