@@ -139,17 +139,18 @@ def measure_row(row: Row, model: Any, measure: Measure) -> dict[str, Any]:
     ``tokens_per_second`` and ``speed_up`` are medians over rounds, the prompt's pass left out of both.
     """
     judge = measure.stored(measure.judge, "judge")
+    layers = TextModel(judge.model, packed=True)
     images = [phantom.image for phantom in measure.phantoms]
     references = [phantom.raw_report if row.style == "raw" else phantom.report for phantom in measure.phantoms]
     if row.block == 0:
         texts, passes = _left_to_right(model, measure), 1.0
-        speed = median(_ar_speed(judge, image) for image in images[:_SPEED_REPORTS])
+        speed = median(_ar_speed(judge, layers, image) for image in images[:_SPEED_REPORTS])
         ratio = 1.0
     else:
         with ReportEngine(measure.stored(model, "student")) as engine:
             futures = [engine.submit(image, row.settings) for image in images]
             reports = [future.result() for future in futures]
-            rounds = [_round(engine, judge, images[:_SPEED_REPORTS], row) for _ in range(_SPEED_ROUNDS)]
+            rounds = [_round(engine, judge, layers, images[:_SPEED_REPORTS], row) for _ in range(_SPEED_ROUNDS)]
         texts = [report.text for report in reports]
         passes = sum(r.stats.tokens for r in reports) / sum(r.stats.forward_passes for r in reports)
         speed = median(fast for fast, _ in rounds)
@@ -181,18 +182,20 @@ def _left_to_right(model: Any, measure: Measure) -> list[str]:
     return texts
 
 
-def _round(engine: ReportEngine, judge: LoadedModel, images: Sequence[Any], row: Row) -> tuple[float, float]:
+def _round(
+    engine: ReportEngine, judge: LoadedModel, layers: TextModel, images: Sequence[Any], row: Row
+) -> tuple[float, float]:
     """Tokens a second of the row and of left-to-right decoding, one report after the other, taking turns."""
     reports: list[Report] = []
     slow = []
     for image in images:
         reports.append(engine.generate(image, row.settings))
-        slow.append(_ar_speed(judge, image))
+        slow.append(_ar_speed(judge, layers, image))
     return sum(r.stats.tokens for r in reports) / sum(r.stats.decode_seconds for r in reports), median(slow)
 
 
 @torch.inference_mode()
-def _ar_speed(judge: LoadedModel, image: Any) -> float:
+def _ar_speed(judge: LoadedModel, layers: TextModel, image: Any) -> float:
     """Tokens a second of left-to-right decoding on the engine's own layers."""
     pixels, grid = preprocess(image, judge.image_config)
     ids = build_prompt(judge.tokenizer, [n_image_tokens(grid, judge.image_config)])
@@ -200,5 +203,5 @@ def _ar_speed(judge: LoadedModel, image: Any) -> float:
         judge.model, torch.tensor(ids), torch.from_numpy(pixels), torch.from_numpy(np.stack([grid]))
     )
     mask = int(judge.generation_config["mask_token_id"])
-    timing = OwnAutoregressive(TextModel(judge.model, packed=True), prompt, _SPEED_TOKENS, mask).decode()
+    timing = OwnAutoregressive(layers, prompt, _SPEED_TOKENS, mask).decode()
     return _SPEED_TOKENS / timing.seconds
