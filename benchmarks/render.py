@@ -338,7 +338,7 @@ def comparison() -> str:
         f"RAD, {budget['answers']:,} answers of each teacher, {budget['student']:,} samples for each student;\n"
         f"{budget['measured']} held-out phantoms. Mean over the seeds (lowest to highest). Perplexity is that of the\n"
         "same seed's left-to-right model; speed is one report at a time, left-to-right decoding beside it.\n"
-        f"{result['machine']}."
+        f"{'; '.join(result['machines'])}."
     )
     rule = (
         "A figure speaks for a claim when all seeds agree on its sign and the mean gain is larger than the spread of\n"

@@ -26,8 +26,8 @@ def listener(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Listener]:
         f"sqlite:///{folder}/l.sqlite3",
         folder / "o",
         access=[AccessRule("ECHO", "RAW", (ipaddress.ip_network("127.0.0.1"),))],
-        request_timeout_seconds=0.6,
-        network_timeout_seconds=0.8,
+        request_timeout_seconds=2.0,  # long enough for a machine that is busy with other things
+        network_timeout_seconds=2.0,
     ) as running:
         yield running
 

@@ -130,7 +130,8 @@ class Wire:
     def associate(self) -> None:
         """An association with the usual contexts."""
         self.send(associate_rq())
-        assert self.answer() == "accepted"
+        answer = self.answer()
+        assert answer == "accepted", f"the association was {answer}"
 
     def _exactly(self, count: int) -> bytes | None:
         data = b""

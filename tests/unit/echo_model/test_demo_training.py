@@ -62,7 +62,9 @@ def run(work: Path, stops: list[int]) -> dict[str, torch.Tensor]:
     for times in [*stops, 0]:
         training = Training(PLAN, work, StopAt(times))
         try:
-            training.text(training.tower(None), training.checker(1, PLAN.checked))
+            features, checker = training.tower(None), training.checker(1, PLAN.checked)
+            training.left_to_right(features, checker)
+            training.blocks(features, checker)
         except Stopped:
             assert times
         else:

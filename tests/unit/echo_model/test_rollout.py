@@ -204,3 +204,25 @@ def test_every_option_of_distillation_changes_the_loss() -> None:
     ways = [{}, {"weighted": False}, {"eos_weight": 0.0}, {"ce_weight": 1.0}, {"reverse": True}]
     assert len({round(loss(**way), 5) for way in ways}) == len(ways)
     assert loss(ce_weight=1.0) > loss() > loss(eos_weight=0.0)
+
+
+def test_decisive_tokens_count_more_in_distillation() -> None:
+    data, model = small_data(), small_model(4)
+    paths = some_paths(2, 16)
+    features = data.features.rows([0, 1])
+    vocabulary = model.config.text_config.vocab_size
+    told = paths.ids[paths.step > 0]
+    chosen = torch.zeros(vocabulary, dtype=torch.bool)
+    chosen[told[: len(told) // 4]] = True
+
+    def loss(weight: float, decisive: torch.Tensor | None) -> float:
+        options = Distillation(weighted=False, eos_weight=0.0, decisive=decisive, decisive_weight=weight)
+        with torch.no_grad():
+            return float(distil_loss(model, data.layout, features, paths, BLOCK, options)[0])
+
+    assert loss(4.0, torch.ones(vocabulary, dtype=torch.bool)) == pytest.approx(loss(1.0, None), rel=1e-5)
+    strong, all_ = int(chosen[told].sum()), len(told)
+    assert 0 < strong < all_
+    # a weighted mean of two groups is known everywhere from two of its weights
+    at_one, at_two = loss(1.0, chosen) * all_, loss(2.0, chosen) * (all_ + strong)
+    assert loss(5.0, chosen) == pytest.approx((at_one + 4 * (at_two - at_one)) / (all_ + 4 * strong), rel=1e-4)

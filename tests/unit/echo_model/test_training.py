@@ -187,6 +187,25 @@ def test_batch_padding_changes_no_loss(model: Any, data: TextData) -> None:
     assert together == pytest.approx(sum(loss * n for loss, n in parts) / sum(n for _, n in parts), rel=1e-5)
 
 
+def test_decisive_tokens_count_more_in_rad(model: Any, data: TextData) -> None:
+    rows = [0, 5, 9]
+    noise = [torch.Generator().manual_seed(0) for _ in range(3)]
+    with torch.no_grad():
+        losses = {
+            weight: float(rad_loss(model, data, rows, 8, own, decisive_weight=weight)[0])
+            for weight, own in zip((1.0, 2.0, 5.0), noise, strict=True)
+        }
+        _, figures = rad_loss(model, data, rows, 8, torch.Generator().manual_seed(0), decisive_weight=5.0)
+    tail = data.layout.length % 8
+    told = sum(-(-(tail + len(data.reports[row].ids) + 1) // 8) * 8 - tail for row in rows)
+    strong = sum(int(data.reports[row].decisive.sum()) for row in rows)
+    # a weighted mean of two groups is known everywhere from two of its weights
+    at_one, at_two = losses[1.0] * told, losses[2.0] * (told + strong)
+    assert losses[5.0] == pytest.approx((at_one + 4 * (at_two - at_one)) / (told + 4 * strong), rel=1e-4)
+    assert losses[5.0] != pytest.approx(losses[1.0], rel=1e-5)
+    assert 0 <= figures["hit_decisive"] <= 1
+
+
 def test_text_training_leaves_the_tower_alone_and_learns(model: Any, data: TextData, tmp_path: Path) -> None:
     tower = {key: value.clone() for key, value in model.model.visual.state_dict().items()}
     with torch.no_grad():

@@ -76,6 +76,28 @@ def test_rows_of_every_kind_on_a_small_budget(tmp_path: Path) -> None:
     assert seed.measure(next(row for row in ROWS if row.name == "t3d")) == kept
 
 
+def test_seeds_of_several_runs_make_one_table(tmp_path: Path) -> None:
+    def ran(work: Path, seed: int, f1: float) -> None:
+        (work / f"seed{seed}" / "rows").mkdir(parents=True)
+        for name, gain in (("dcd8", 0.1), ("rad_one_step", 0.0)):
+            figures = dict.fromkeys(KEYS, 0.5) | {"macro_f1": f1 + gain}
+            (work / f"seed{seed}" / "rows" / f"{name}.json").write_text(json.dumps(figures), encoding="utf-8")
+
+    budget = {"phantoms": 32}
+    ran(tmp_path / "one", 1, 0.6)
+    ran(tmp_path / "two", 2, 0.7)
+    ran(tmp_path / "two", 3, 0.65)
+    first = json.loads(json.dumps(collect(tmp_path / "one", budget)))
+    both = collect(tmp_path / "two", budget, first)
+    assert both["seeds"] == [1, 2, 3]
+    rows = {row["name"]: row["figures"]["macro_f1"]["seeds"] for row in both["rows"]}
+    assert rows == {"dcd8": [0.7, pytest.approx(0.8), 0.75], "rad_one_step": [0.6, 0.7, 0.65]}
+    assert {claim["claim"]: claim["verdict"] for claim in both["claims"]}["DCD restores one step"] == "confirmed"
+    assert len(both["machines"]) == 1
+    with pytest.raises(ValueError, match="another budget"):
+        collect(tmp_path / "two", {"phantoms": 64}, first)
+
+
 def test_every_row_has_a_way_to_its_model() -> None:
     models = {"ar", "ar_raw", "rad8", "dparallel", "t3d", "consistency", *DCD}
     assert {row.model for row in ROWS} <= models

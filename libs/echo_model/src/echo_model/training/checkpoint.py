@@ -18,6 +18,7 @@ from echo_model.model import load_model
 from echo_model.training.shape import IMAGES, QUESTION
 
 BLOCK: Final = 8
+EVALUATION_FILE: Final = "evaluation.json"
 MODEL_ID: Final = "echo-demo-phantom"
 _DOMAIN_SEED: Final = 31_415
 _DOMAIN_IMAGES: Final = 1_200
@@ -84,15 +85,14 @@ def write_card(
     plan: dict[str, Any],
     stages: dict[str, dict[str, float]],
     *,
-    own_tower: bool = True,
+    start: str = "",
 ) -> None:
     """Write ``evaluation.json`` and the model card with the measured figures.
 
-    ``stages``: scores of the models of the stages that came before, by stage and way of decoding. Without ``own_tower``
-    the first samples of the tower were another checkpoint's.
+    ``stages``: scores of the models of the stages that came before, by stage and way of decoding. ``start``: a
+    sentence on what was not trained from scratch.
     """
-    _write_json(out / "evaluation.json", {"phantoms": result, "stages": stages, "plan": plan})
-    first = "" if own_tower else ", the first of them in an earlier checkpoint trained by the same program (series 1)"
+    _write_json(out / EVALUATION_FILE, {"phantoms": result, "stages": stages, "plan": plan})
     measures = {
         f"macro F1 over {len(result['per_finding'])} findings": "macro_f1",
         "micro F1": "micro_f1",
@@ -131,13 +131,13 @@ is not among what it was trained on.
 On {plan["phantoms"]:,} phantoms (series {plan["train_seed"]}), one thread of a CPU:
 
 1. the vision tower as a classifier with labels for every visual token,
-   {plan["tower_first"] + plan["tower_samples"]:,} samples{first};
+   {plan["tower_first"] + plan["tower_samples"]:,} samples;
 2. the language model left to right with the tower frozen, {plan["ar_samples"]:,} samples;
 3. block diffusion by RAD (arXiv 2604.09450) with two complementary noisy copies, {plan["rad_samples"]:,} samples;
 4. DCD: one step a block, taught by {plan["teacher_reports"]:,} reports that the model of step 3 decoded with the
    canonical rule (of nearly equal tokens always the same one); reports that find anything else than the phantom's
    own one are left out; {plan["dcd_samples"]:,} samples.
-
+{start and f"{chr(10)}{start}{chr(10)}"}
 To train it again: `make demo-model` (seeds fixed; sums may round differently on another processor).
 
 ## What was measured

@@ -29,6 +29,7 @@ class Distillation:
     `tau`: confidence at which the teacher fixes a token. `top_k`: tokens of its distributions that are kept.
     `canonical`: see `rollout`. `weighted`: weights proportional to the unmasking step. `eos_weight`: cross-entropy on
     the end tokens. `ce_weight`: cross-entropy on the teacher's tokens. `reverse`: KL(student || teacher) instead.
+    `decisive`: tokens (bool (V,), see `texts.decisive_tokens`) that count `decisive_weight` times in both.
     """
 
     tau: float = 0.85
@@ -38,6 +39,8 @@ class Distillation:
     eos_weight: float = 1.0
     ce_weight: float = 0.0
     reverse: bool = False
+    decisive: torch.Tensor | None = None
+    decisive_weight: float = 1.0
 
 
 def divergence(top_ids: torch.Tensor, top_log: torch.Tensor, student_log: torch.Tensor) -> torch.Tensor:
@@ -97,14 +100,17 @@ def distil_loss(
     states = student_states(student, layout, features, paths, block)
     fixed, ends = paths.step > 0, paths.open & (paths.ids == layout.eos)
     log = log_probabilities(student.lm_head(states[fixed]), layout.mask)
-    weights = paths.step[fixed].float() if options.weighted else torch.ones(len(log))
+    told = torch.ones(len(log))
+    if options.decisive is not None:
+        told += (options.decisive_weight - 1) * options.decisive[paths.ids[fixed]]
+    weights = told * paths.step[fixed] if options.weighted else told
     measure = reverse_divergence if options.reverse else divergence
     apart = measure(paths.top_ids[fixed], paths.top_log[fixed], log)
     end_log = log_probabilities(student.lm_head(states[ends]), layout.mask)
-    all_weights, all_ends, all_fixed = share.counts(torch.stack([weights.sum(), ends.sum(), fixed.sum()]))
+    all_weights, all_ends, all_told = share.counts(torch.stack([weights.sum(), ends.sum(), told.sum()]))
     kl = (apart * weights).sum() / all_weights
     end = -end_log[:, layout.eos].sum() / all_ends
-    ce = functional.nll_loss(log, paths.ids[fixed], reduction="sum") / all_fixed
+    ce = (functional.nll_loss(log, paths.ids[fixed], reduction="none") * told).sum() / all_told
     agree = (log.detach().argmax(dim=-1) == paths.ids[fixed]).float().mean()
     figures = {"kl": float(kl.detach()), "eos": float(end.detach()), "ce": float(ce.detach()), "agree": float(agree)}
     figures["teacher_steps"] = float(paths.step[fixed].float().mean())

@@ -7,6 +7,7 @@ rule, DCD (one step a block). Each resumes in the work folder where it was stopp
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -28,7 +29,7 @@ from echo_model.evaluation.phantoms import HELD_OUT_SEED
 from echo_model.guards import LEXICON_FILE, Lexicon
 from echo_model.model import load_model
 from echo_model.training.agreement import says_the_same
-from echo_model.training.checkpoint import BLOCK, write_card, write_checkpoint, write_domain
+from echo_model.training.checkpoint import BLOCK, EVALUATION_FILE, write_card, write_checkpoint, write_domain
 from echo_model.training.checks import VALIDATION_SEED, Checker, held_out_features, held_out_findings
 from echo_model.training.corpus import Corpus
 from echo_model.training.curves import draw_curves
@@ -40,9 +41,15 @@ from echo_model.training.rollout import Trajectories, roll_out
 from echo_model.training.shape import Layout, new_model, prompt_layout
 from echo_model.training.text_cache import load_texts
 from echo_model.training.text_stages import Loss, TextData, ar_loss, rad_loss, train_text
+from echo_model.training.texts import decisive_tokens
 from echo_model.training.tower import train_tower
 from echo_model.training.trajectory_store import StoredTrajectories, join, write_shards
 
+_TAKEN_TOWER = "The first samples of the tower were another checkpoint's, trained by the same program (series 1)."
+_TAKEN_OVER = (
+    "Tower and left-to-right stage are those of an earlier checkpoint of this program. RAD took up the weights that "
+    "its RAD (14,400 samples) and DCD (9,600) had left, so both stages have seen more than is said here."
+)
 _DECODED_AT_ONCE = 64
 _LONGEST = 192
 
@@ -102,6 +109,21 @@ class Training:
             corpus.stop()
         return features
 
+    def take_over(self, start: Path) -> Features:
+        """Start at RAD with the weights of ``start``, a checkpoint of the same texts; the tower stays as it is."""
+        model = load_model(start)
+        if model.tokenizer.get_vocab() != self.tokenizer.get_vocab():
+            raise ValueError(f"{start} was not trained on these texts: its tokenizer is another one")
+        self.model.load_state_dict(model.model.state_dict())
+        corpus = Corpus(self.work / "corpus", self.plan.train_seed, self.plan.phantoms)
+        features = Features(self.work / "corpus", self.plan.phantoms)
+        corpus.start()
+        try:
+            features.fill(self.model.model.visual, corpus, self.plan.phantoms, say=say, stopped=self.stopped)
+        finally:
+            corpus.stop()
+        return features
+
     def checker(self, seed: int, count: int) -> Checker:
         """Held-out phantoms as the trained tower sees them; kept in the work folder."""
         cache = self.work / f"held-out-{seed}-{count}.pt"
@@ -112,8 +134,8 @@ class Training:
         features, truths = torch.load(cache, weights_only=True), held_out_findings(seed, count)
         return Checker(self.tokenizer, self.layout, features, truths, _LONGEST)
 
-    def text(self, features: Features, checker: Checker) -> None:
-        """Stages 1 and 2: left to right, then RAD."""
+    def left_to_right(self, features: Features, checker: Checker) -> None:
+        """Stage 1."""
         plan, model = self.plan, self.model
         data = TextData(features, self.reports, self.layout)
         train_text(
@@ -131,12 +153,21 @@ class Training:
             stopped=self.stopped,
         )
         self.write("ar")
-        noise = plan.noise_seed
+
+    def blocks(self, features: Features, checker: Checker) -> None:
+        """Stage 2: RAD."""
+        plan, model = self.plan, self.model
+        data = TextData(features, self.reports, self.layout)
+
+        def noisy(rows: Any, step: int) -> Loss:
+            noise = torch.Generator().manual_seed(plan.noise_seed + step)
+            return rad_loss(model, data, rows, BLOCK, noise, decisive_weight=plan.rad_decisive_weight)
+
         train_text(
             "rad",
             model,
             self.work,
-            lambda rows, step: rad_loss(model, data, rows, BLOCK, torch.Generator().manual_seed(noise + step)),
+            noisy,
             data.lengths,
             samples=plan.rad_samples,
             rate=RAD_RATES[0],
@@ -161,7 +192,8 @@ class Training:
         """Write the distilled model with everything that a checkpoint has, and the curves."""
         self._write(out, steps=1)
         write_domain(out, say=say)
-        draw_curves(self.work, ("tower", "ar", "rad", "dcd"), out / "curves.png")
+        stages = [stage for stage in ("tower", "ar", "rad", "dcd") if (self.work / f"{stage}.jsonl").exists()]
+        draw_curves(self.work, stages, out / "curves.png")
 
     def teach(self, features: Features) -> StoredTrajectories:
         """Let the RAD model decode the training phantoms by the canonical rule."""
@@ -202,7 +234,14 @@ class Training:
     def distil(self, features: Features, stored: StoredTrajectories, checker: Checker) -> None:
         """Stage 3: one step a block."""
         plan, model = self.plan, self.model
-        options = Distillation(tau=plan.tau, top_k=plan.top_k, canonical=plan.canonical, ce_weight=plan.ce_weight)
+        options = Distillation(
+            tau=plan.tau,
+            top_k=plan.top_k,
+            canonical=plan.canonical,
+            ce_weight=plan.ce_weight,
+            decisive=decisive_tokens(self.tokenizer),
+            decisive_weight=plan.dcd_decisive_weight,
+        )
 
         def loss(places: Any, step: int) -> Loss:
             paths = stored.batch(places)
@@ -223,17 +262,23 @@ class Training:
             stopped=self.stopped,
         )
 
-    def staged_scores(self) -> dict[str, dict[str, float]]:
-        """What the models of all stages score on the held-out phantoms, by stage and way of decoding."""
+    def staged_scores(self, start: Path | None) -> dict[str, dict[str, float]]:
+        """What the models of all stages score on the held-out phantoms, by stage and way of decoding.
+
+        ``start``: the checkpoint that RAD began with, if AR was its stage.
+        """
         checker = self.checker(HELD_OUT_SEED, self.plan.evaluated)
         scores: dict[str, dict[str, float]] = {}
+        if start is not None:  # the stage that was not run here
+            scores["ar"] = json.loads((start / EVALUATION_FILE).read_text("utf-8"))["stages"]["ar"]
 
         def weights(stage: str) -> None:
             state = torch.load(self.work / f"{stage}.state.pt", weights_only=True, map_location="cpu")
             self.model.load_state_dict(state["weights"])
 
-        weights("ar")
-        scores["ar"] = checker.left_to_right(self.model)
+        if start is None:
+            weights("ar")
+            scores["ar"] = checker.left_to_right(self.model)
         say(f"evaluate  ar {scores['ar']}")
         ways = (("rad", "rad", self.plan.tau), ("rad_one_step", "rad", 0.0), ("dcd_one_step", "dcd", 0.0))
         for name, stage, tau in ways:
@@ -243,24 +288,29 @@ class Training:
         return scores
 
 
-def train(plan: Plan, work: Path, out: Path, *, tower: Path | None, stopped: threading.Event) -> None:
+def train(
+    plan: Plan, work: Path, out: Path, *, tower: Path | None, model: Path | None, stopped: threading.Event
+) -> None:
     """Run every stage that is not finished yet in ``work`` and write the checkpoint to ``out``.
 
-    ``tower``: a checkpoint whose vision tower is the start of stage 0. Raises Stopped once ``stopped`` is set.
+    ``tower``: a checkpoint whose vision tower is the start of stage 0. ``model``: a checkpoint that is taken over
+    whole, RAD being the first stage. Raises Stopped once ``stopped`` is set.
     """
     work.mkdir(parents=True, exist_ok=True)
     plan = plan.of_folder(work)
     training = Training(plan, work, stopped)
-    features = training.tower(tower)
+    features = training.tower(tower) if model is None else training.take_over(model)
     checker = training.checker(VALIDATION_SEED, plan.checked)
-    training.text(features, checker)
+    if model is None:
+        training.left_to_right(features, checker)
+    training.blocks(features, checker)
     training.distil(features, training.teach(features), checker)
     training.ship(out)
-    stages = training.staged_scores()
-    measure(plan, out, stages, own_tower=tower is None)
+    stages = training.staged_scores(model)
+    measure(plan, out, stages, start=_TAKEN_OVER if model else _TAKEN_TOWER if tower else "")
 
 
-def measure(plan: Plan, out: Path, stages: dict[str, dict[str, float]], *, own_tower: bool) -> None:
+def measure(plan: Plan, out: Path, stages: dict[str, dict[str, float]], *, start: str = "") -> None:
     """Evaluate the written checkpoint as it ships, through the engine, and write its card."""
     engine = ReportEngine.from_pretrained(out)
     result = evaluate_phantoms(
@@ -269,7 +319,7 @@ def measure(plan: Plan, out: Path, stages: dict[str, dict[str, float]], *, own_t
         progress=lambda done: say(f"evaluate  {done}/{plan.evaluated}") if done % 40 == 0 else None,
     )
     say(f"evaluate  macro F1 {result['macro_f1']}, blank image {result['controls']['blank_image']['macro_f1']}")
-    write_card(out, result, asdict(plan), stages, own_tower=own_tower)
+    write_card(out, result, asdict(plan), stages, start=start)
 
 
 def main() -> None:
@@ -278,14 +328,17 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the corpus and for resuming")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--tower", type=Path, help="checkpoint whose vision tower is trained further (default: none)")
-    parser.add_argument("--minutes-scale", type=float, default=1.0, help="share of the full training (about 3 hours)")
+    parser.add_argument("--model", type=Path, help="checkpoint that is taken over whole: RAD is the first stage")
+    parser.add_argument("--minutes-scale", type=float, default=1.0, help="share of the full training (about 4 hours)")
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     try:
-        train(Plan().scaled(args.minutes_scale), args.work, args.out, tower=args.tower, stopped=stopped)
+        train(
+            Plan().scaled(args.minutes_scale), args.work, args.out, tower=args.tower, model=args.model, stopped=stopped
+        )
     except Stopped as end:
         say(f"{end}; the same command goes on from here")
 

@@ -36,15 +36,17 @@ class Plan:
     tower_heads: int = 2_400
     tower_samples: int = 20_000
     ar_samples: int = 20_000
-    rad_samples: int = 14_400
+    rad_samples: int = 34_000
     teacher_reports: int = 5_120
-    dcd_samples: int = 9_600
+    dcd_samples: int = 14_400
     decisive_weight: float = 5.0
+    rad_decisive_weight: float = 3.0
     tau: float = 0.85
     canonical: float = 0.6
     agreeing: bool = True
     top_k: int = 8
     ce_weight: float = 1.0
+    dcd_decisive_weight: float = 2.0
     checked: int = 128
     evaluated: int = 1_000
 

@@ -85,17 +85,31 @@ def ar_loss(model: Any, data: TextData, rows: Any, decisive_weight: float, share
 
 
 def rad_loss(
-    model: Any, data: TextData, rows: Any, block: int, generator: torch.Generator, share: Share = WHOLE
+    model: Any,
+    data: TextData,
+    rows: Any,
+    block: int,
+    generator: torch.Generator,
+    share: Share = WHOLE,
+    decisive_weight: float = 1.0,
 ) -> Loss:
-    """Cross-entropy of masked tokens in two complementary noisy copies: every token of a response counts once."""
+    """Cross-entropy of masked tokens in two complementary noisy copies: every token of a response is learnt once.
+
+    Decisive tokens count ``decisive_weight`` times.
+    """
     layout = data.layout
     prefix = layout.length // block * block
     tail = layout.prompt[prefix:]
     region = lay_out(tail, [torch.from_numpy(data.reports[row].ids) for row in rows], block, layout.eos)
+    weights = region.open.float()
+    for row, number in enumerate(rows):
+        decisive = torch.from_numpy(data.reports[number].decisive)
+        weights[row, len(tail) : len(tail) + len(decisive)] += (decisive_weight - 1) * decisive
     noise = draw_noise(region.open, block, generator)
     if share.world > 1:  # the noise is drawn for the whole batch, so that every process count trains on the same
         own = torch.from_numpy(share.own(np.arange(len(rows))))
         rows, noise, region = share.own(rows), noise[:, own], Region(region.ids[own], region.open[own])
+        weights = weights[own]
     noisy = [region.ids.masked_fill(masked, layout.mask) for masked in noise]
     start = layout.prompt[:prefix][None].expand(len(rows), -1)
     full = torch.cat([start, region.ids, *noisy], dim=1)
@@ -105,11 +119,14 @@ def rad_loss(
     embeds = embed(model, full, layout, data.features.rows(rows))
     states = hidden_states(model, embeds, positions, rad_mask(prefix, width, block, copies=2))[:, prefix + width :]
     masked = torch.cat([noise[0], noise[1]], dim=1)
-    truth = region.ids.repeat(1, 2)[masked]
+    truth, counted = region.ids.repeat(1, 2)[masked], weights.repeat(1, 2)[masked]
     logits = model.lm_head(states[masked])
     losses = functional.cross_entropy(logits, truth, reduction="none")
     hit = (logits.detach().argmax(-1) == truth).float()
-    return losses.sum() / share.counts(region.open.sum()), {"hit": float(hit.mean())}
+    figures = {"hit": float(hit.mean())}
+    if decisive_weight > 1:
+        figures["hit_decisive"] = float(hit[counted > 1].mean())
+    return (losses * counted).sum() / share.counts(weights.sum()), figures
 
 
 def train_text(

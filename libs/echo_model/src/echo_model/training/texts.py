@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from tokenizers import Tokenizer
 
 from echo_model.data.wording import Report
@@ -43,6 +44,12 @@ def tokenise(tokenizer: Tokenizer, report: Report) -> TokenisedReport:
             marked[first.start() : first.end()] = True
     decisive = np.array([bool(marked[a:b].any()) for a, b in encoding.offsets], dtype=bool)
     return TokenisedReport(np.array(encoding.ids, dtype=np.int64), decisive)
+
+
+def decisive_tokens(tokenizer: Tokenizer) -> torch.Tensor:
+    """Which tokens are a decisive word by themselves, whatever text they stand in: bool (V,)."""
+    words = (tokenizer.decode([number]).strip() for number in range(tokenizer.get_vocab_size()))
+    return torch.tensor([DECISIVE.fullmatch(word) is not None for word in words])
 
 
 def similar_rows(lengths: npt.NDArray[np.int64], step: int, batch: int, pool: int = 16) -> npt.NDArray[np.int64]:

@@ -297,7 +297,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m echo_model.training.variants", description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for models and figures; resumed from")
-    parser.add_argument("--json", type=Path, help="write the table of all seeds in the folder there")
+    parser.add_argument("--json", type=Path, help="add the seeds in the folder to the table there")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], help="only these (default: all)")
     parser.add_argument("--tower", type=Path, default=demo_checkpoint_path(), help="checkpoint whose tower is used")
@@ -314,7 +314,9 @@ def main() -> None:
     except Stopped as end:
         say(f"{end}; the same command goes on from here")
     if args.json is not None:
-        args.json.write_text(json.dumps(collect(args.work, asdict(budget)), indent=2) + "\n", encoding="utf-8")
+        earlier = json.loads(args.json.read_text("utf-8")) if args.json.exists() else None
+        table = collect(args.work, asdict(budget), earlier)
+        args.json.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -66,18 +66,36 @@ def verdict(claim: Claim, figures: dict[str, dict[str, Sequence[float]]]) -> dic
     return {"claim": claim.text, "better": claim.better, "worse": claim.worse, "verdict": word, "gains": differences}
 
 
-def collect(work: Path, budget: dict[str, int]) -> dict[str, Any]:
+def _of_table(table: dict[str, Any]) -> dict[str, dict[int, dict[str, float]]]:
+    """The figures of every row and seed of a table that `collect` made."""
+    return {
+        row["name"]: {
+            seed: {key: spread["seeds"][place] for key, spread in row["figures"].items()}
+            for place, seed in enumerate(row["seeds"])
+        }
+        for row in table["rows"]
+    }
+
+
+def collect(work: Path, budget: dict[str, int], earlier: dict[str, Any] | None = None) -> dict[str, Any]:
     """All rows that are there: mean, lowest and highest over the seeds, and the verdicts.
 
-    A row counts only seeds that have it; a claim only seeds that have both of its rows.
+    A row counts only seeds that have it; a claim only seeds that have both of its rows. `earlier`: a table whose seeds
+    are taken over where the folder has none, so that seeds may be run on different days or machines. Raises ValueError
+    for one of another budget.
     """
-    seeds = sorted(int(folder.name.removeprefix("seed")) for folder in work.glob("seed*") if folder.is_dir())
-    found: dict[str, dict[int, dict[str, float]]] = {}
+    if earlier is not None and earlier["budget"] != budget:
+        raise ValueError("the table that is there is of another budget: write to another file")
+    machine = describe_machine(torch.device("cpu"))
+    known = earlier["machines"] if earlier else []
+    found = _of_table(earlier) if earlier else {}
     for row in ROWS:
-        for seed in seeds:
-            file = work / f"seed{seed}" / "rows" / f"{row.name}.json"
+        for folder in work.glob("seed*"):
+            file = folder / "rows" / f"{row.name}.json"
             if file.is_file():
+                seed = int(folder.name.removeprefix("seed"))
                 found.setdefault(row.name, {})[seed] = json.loads(file.read_text("utf-8"))
+    seeds = sorted({seed for of_seeds in found.values() for seed in of_seeds})
     rows = []
     for row in ROWS:
         if row.name in found:
@@ -103,7 +121,7 @@ def collect(work: Path, budget: dict[str, int]) -> dict[str, Any]:
         }
         verdicts.append(verdict(claim, table) | {"seeds": common})
     return {
-        "machine": describe_machine(torch.device("cpu")),
+        "machines": known if machine in known else [*known, machine],
         "budget": budget,
         "seeds": seeds,
         "rows": rows,
