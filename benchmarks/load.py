@@ -105,13 +105,16 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     figure = Figure(figsize=(9, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    places = [row["minute"] for row in rows]
+    places = range(len(rows))
+    in_burst = [place for place, row in zip(places, rows, strict=True) if row["burst"]]
+    if in_burst:
+        axis.axvspan(in_burst[0] - 0.5, in_burst[-1] + 0.5, color="#f0f0f0", label="the burst")
     base = [0.0] * len(rows)
     for name, colour in zip(HOPS, ("#c7d5e0", "#7fb2d9", "#d98e32", "#1b6ca8", "#5a9367"), strict=True):
         values = [max(0.0, row["hops"][name]) for row in rows]
-        axis.bar(places, values, width=0.04, bottom=base, label=name, color=colour)
+        axis.bar(places, values, width=1.0, bottom=base, label=name, color=colour)
         base = [low + value for low, value in zip(base, values, strict=True)]
-    axis.set_xlabel("last image acknowledged, minutes from the start")
+    axis.set_xlabel("studies in the order of their last images")
     axis.set_ylabel("seconds after the quiet period")
     axis.legend(fontsize=8, frameon=False)
     figure.savefig(file, dpi=110)

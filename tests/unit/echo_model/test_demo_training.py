@@ -8,12 +8,17 @@ from typing import Any
 import pytest
 import torch
 
+from echo_model.data.tokenizer import train_tokenizer
+from echo_model.model import load_model
 from echo_model.training import demo
-from echo_model.training.corpus import Corpus
+from echo_model.training.checkpoint import write_checkpoint
+from echo_model.training.corpus import Corpus, training_report
 from echo_model.training.demo import Training
 from echo_model.training.demo_plan import FILE, Plan
 from echo_model.training.loop import Stopped
+from echo_model.training.shape import QUESTION
 from echo_model.training.text_cache import load_texts
+from echo_model.training.texts import tokenise
 from unit.echo_model.small_training import small_model, small_tokenizer
 
 PLAN = Plan(
@@ -51,9 +56,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _texts(plan: Plan, work: Path) -> Any:
-    from echo_model.training.corpus import training_report
-    from echo_model.training.texts import tokenise
-
     return [tokenise(small_tokenizer(), training_report(plan.train_seed, index)) for index in range(plan.phantoms)]
 
 
@@ -99,3 +101,21 @@ def test_the_plan_of_a_work_folder_stays(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text('{"phantoms": 3}')
     with pytest.raises(ValueError, match="exactly the keys"):
         Plan().of_folder(tmp_path)
+
+
+def test_a_run_goes_on_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = tmp_path / "start"
+    write_checkpoint(small_model(3, spread=0.02), small_tokenizer(), start)
+    work = tmp_path / "work"
+    work.mkdir()
+    training = Training(PLAN, work, threading.Event())
+    features = training.take_over(start)
+    taken = load_model(start).model.state_dict()
+    assert all(torch.equal(value, taken[key]) for key, value in training.model.state_dict().items())
+    assert bool(features.rows([0, PLAN.phantoms - 1]).abs().sum(dim=(1, 2)).gt(0).all())
+    # a checkpoint of other texts would read its own words wrongly
+    other = train_tokenizer([training_report(9, index).text for index in range(20)], QUESTION, 400)
+    monkeypatch.setattr(demo, "load_texts", lambda plan, work, say: (other, []))
+    monkeypatch.setattr(demo, "new_model", lambda tokenizer, seed: small_model(seed, tokenizer=tokenizer))
+    with pytest.raises(ValueError, match="another one"):
+        Training(PLAN, work, threading.Event()).take_over(start)
