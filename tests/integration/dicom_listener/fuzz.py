@@ -20,6 +20,7 @@ from integration.dicom_listener.wire import (
     store_command,
 )
 
+_OF_A_STUDY = 100
 _EDGES = (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\xff\xff\xff\xfe", b"\x7f\xff\xff\xff", b"\0\0\0\1")
 
 
@@ -51,10 +52,13 @@ class Fuzzer:
         self._port = port
         self._chance = random.Random(seed)
         self._wire: Wire | None = None
+        self._new_study()
+        self.answers: dict[str, int] = {}
+
+    def _new_study(self) -> None:
         ds = image(size=24)
         self._uid = str(ds.SOPInstanceUID)
         self._data = encoded(ds)
-        self.answers: dict[str, int] = {}
 
     def _associated(self) -> Wire:
         if self._wire is None:
@@ -97,8 +101,10 @@ class Fuzzer:
             self._end()
 
     def run(self, count: int) -> None:
-        """So many steps."""
-        for _ in range(count):
+        """So many steps, a new study now and then: one of thousands of images would make ever larger events."""
+        for number in range(count):
+            if number % _OF_A_STUDY == 0:
+                self._new_study()
             self.step()
         self._end()
 

@@ -145,6 +145,25 @@ def test_events_of_a_study_and_of_a_late_image(listener: Listener) -> None:
         assert listener.store.exists(each["object_ref"])
 
 
+def test_a_study_too_large_to_announce_holds_up_no_other(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = image()
+    with Sender(listener.port) as sender:
+        assert sender.send(first) == 0
+    listener.step_until(1)
+    announced = len(listener.events()[-1].to_bytes())
+    monkeypatch.setattr("pipeline.outbox.MAX_EVENT_BYTES", announced + 200)
+    large, small = image(), image()
+    with Sender(listener.port) as sender:
+        assert sender.send(large) == 0
+        assert [sender.send(image(large.StudyInstanceUID)) for _ in range(3)] == [0, 0, 0]
+        assert sender.send(small) == 0
+    listener.step_until(1)
+    completed = [event.subject for event in listener.events() if event.type == STUDY_COMPLETED]
+    assert completed == [first.StudyInstanceUID, small.StudyInstanceUID]
+    assert listener.loop.step() == 0  # it is not tried again and again
+    assert len(listener.rows(instances)) == 6  # nothing of it is lost
+
+
 def test_an_open_association_waits_for_the_quiet_period(tmp_path: Path) -> None:
     rules = Rules(quiet_seconds=1.5, release_seconds=0.0, maximum_age_seconds=60)
     with listening(f"sqlite:///{tmp_path}/l.sqlite3", tmp_path / "objects", rules=rules) as listener:

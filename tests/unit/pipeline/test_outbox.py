@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from pipeline.bus import Message
 from pipeline.clock import ManualClock
-from pipeline.errors import BusUnavailable
+from pipeline.errors import BusUnavailable, InvalidEvent
 from pipeline.events import STUDY_SKIPPED, Event
 from pipeline.outbox import OutboxRelay
 from unit.pipeline.conftest import Service, skipped
@@ -71,6 +71,16 @@ def test_an_event_of_a_rolled_back_transaction_is_never_published(service: Servi
         fail()
     assert relay(service, producer).relay_once() == 0
     assert producer.published == []
+
+
+def test_an_event_that_no_broker_takes_is_refused_at_the_door(
+    service: Service, producer: ListProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.outbox.MAX_EVENT_BYTES", len(skipped(1).to_bytes()) - 1)
+    with pytest.raises(InvalidEvent) as refused:
+        add(service, 1)
+    assert refused.value.code == "too_large"
+    assert relay(service, producer).relay_once() == 0
 
 
 def test_a_failed_publish_leaves_the_rows(service: Service, producer: ListProducer) -> None:

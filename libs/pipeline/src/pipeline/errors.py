@@ -26,7 +26,7 @@ class ObjectNotFound(PipelineError):
 class InvalidEvent(PipelineError):
     """Bytes that are no event of a known type and version, or whose data breaks the schema.
 
-    `code` is one of `not_json`, `not_cloudevents`, `unknown_type`, `schema_breach`.
+    `code` is one of `not_json`, `not_cloudevents`, `unknown_type`, `schema_breach`, `too_large`.
     """
 
     def __init__(self, code: str, message: str) -> None:

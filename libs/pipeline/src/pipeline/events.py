@@ -42,6 +42,9 @@ TOPICS: tuple[str, ...] = (
 
 DEAD_LETTER_SUFFIX = ".dlq"
 
+MAX_EVENT_BYTES = 8 * 1024 * 1024
+"""Largest event; a study of some thousand instances makes one of more than Kafka's default of 1 MiB."""
+
 
 def dead_letter_topic(topic: str) -> str:
     """The topic where events of `topic` go that no attempt could handle."""

@@ -23,8 +23,8 @@ from kafka.protocol.consumer import OffsetSpec
 
 from pipeline.bus import Message, Record
 from pipeline.errors import BusUnavailable
-from pipeline.events import DEAD_LETTER_SUFFIX
-from pipeline.kafka_client import MAX_EVENT_BYTES, MAX_LETTER_BYTES, build, explain, translated
+from pipeline.events import DEAD_LETTER_SUFFIX, MAX_EVENT_BYTES
+from pipeline.kafka_client import MAX_LETTER_BYTES, build, explain, translated
 from pipeline.settings import BusSettings
 from pipeline.telemetry import EVENTS_PUBLISHED
 

@@ -21,10 +21,8 @@ from kafka.errors import (
 from kafka.net.compat import KafkaNetClient
 
 from pipeline.errors import BusUnavailable
+from pipeline.events import MAX_EVENT_BYTES
 from pipeline.settings import BusSettings
-
-MAX_EVENT_BYTES = 8 * 1024 * 1024
-"""Largest event; a study of some thousand instances makes one of more than Kafka's default of 1 MiB."""
 
 MAX_LETTER_BYTES = 2 * MAX_EVENT_BYTES
 """Largest dead letter: it carries the event in base64."""

@@ -17,8 +17,8 @@ from sqlalchemy.engine import Connection
 from pipeline.bus import Message, Producer
 from pipeline.clock import Clock
 from pipeline.database import Database, is_transient
-from pipeline.errors import reason_of
-from pipeline.events import Event
+from pipeline.errors import InvalidEvent, reason_of
+from pipeline.events import MAX_EVENT_BYTES, Event
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +49,15 @@ class Outbox:
         self.wakeup = threading.Event()
 
     def add(self, connection: Connection, event: Event) -> None:
-        """Write the event in the caller's transaction."""
+        """Write the event in the caller's transaction.
+
+        Raises `InvalidEvent` for one that no broker would take: it would hold up all that come after it.
+        """
+        payload = event.to_bytes()
+        if len(payload) > MAX_EVENT_BYTES:
+            raise InvalidEvent("too_large", f"an event of {len(payload)} bytes; {MAX_EVENT_BYTES} are possible")
         connection.execute(
-            self.table.insert().values(
-                topic=event.topic, key=event.key, payload=event.to_bytes(), created_at=event.time
-            )
+            self.table.insert().values(topic=event.topic, key=event.key, payload=payload, created_at=event.time)
         )
         self.wakeup.set()
 
