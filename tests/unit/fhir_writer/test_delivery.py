@@ -161,6 +161,28 @@ def test_a_delivery_whose_lease_was_lost_writes_nothing(bench: Bench) -> None:
     assert bench.row()["state"] == "pending"
 
 
+@pytest.mark.parametrize("where", ["settle", "wake_outage"])
+def test_a_delivery_whose_end_could_not_be_written_down_is_taken_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    for _ in range(3):  # the breaker opens, so that the next success wakes what waits
+        bench.run(DOWN)
+        bench.clock.advance(200)
+
+    def away(*_: object) -> None:
+        raise sa.exc.OperationalError("UPDATE deliveries", {}, Exception("the connection was cut"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.deliveries, where, away)
+        with pytest.raises(sa.exc.OperationalError):
+            bench.run(UP)
+    for _ in range(5):  # as the service's housekeeping does, within each lease
+        bench.clock.advance(4)
+        bench.deliveries.renew_leases(bench.clock.now())
+    assert bench.run(UP) == 1
+    assert bench.row()["state"] == "delivered"
+
+
 def test_people_see_what_is_parked_and_replay_it(bench: Bench) -> None:
     bench.run(Refused("patient_ambiguous", "More than one Patient."))
     wakeup = threading.Event()

@@ -87,6 +87,10 @@ class Deliveries(Protocol):
         """
         ...
 
+    def let_go(self, job: Job) -> None:
+        """Nobody works on it any more: a lease that could not be given back is no longer renewed, and runs out."""
+        ...
+
     def wake_outage(self, now: datetime) -> None:
         """Make everything due that waited for the EHR to come back."""
         ...

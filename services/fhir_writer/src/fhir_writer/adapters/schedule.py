@@ -177,6 +177,9 @@ class SqlDeliveries:
                 event = event if held and change.delivered is not None else None
             if event is not None:
                 self._outbox.add(connection, event)
+
+    def let_go(self, job: Job) -> None:
+        """Renew its lease no more."""
         self._held.discard(job.lease_id)
 
     def wake_outage(self, now: datetime) -> None:

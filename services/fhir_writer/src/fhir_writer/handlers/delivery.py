@@ -62,6 +62,12 @@ class DeliverReport:
 
     def attempt(self, job: Job) -> None:
         """Try once and write down how it ended. Raises only when the service's own database fails."""
+        try:
+            self._attempt(job)
+        finally:
+            self._deliveries.let_go(job)
+
+    def _attempt(self, job: Job) -> None:
         with trace(job.traceparent):
             try:
                 change, event = self._try(job)
