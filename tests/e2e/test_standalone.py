@@ -210,6 +210,7 @@ def test_one_port_answers_for_all(flow: EmbeddedFlow) -> None:
             "oldest_age_s",
             "queues",
         }
+        assert client.post("/v1/fetch", json={"accession_number": "A-17"}).status_code == 501  # no archive is set
         assert 'service="dispatcher"' in client.get("/metrics").text
         missing = client.get("/api/studies/1.2.3")
         assert missing.status_code == 404

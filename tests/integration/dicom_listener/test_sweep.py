@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from dicom_listener.adapters.object_index import SqlObjectIndex
-from dicom_listener.adapters.tables import instances
+from dicom_listener.adapters.tables import instances, refusals
+from dicom_listener.handlers import sweep
 from dicom_listener.handlers.sweep import Sweeper, UnderWay
 from integration.dicom_listener.peers import Listener, Sender, image, listening
 from pipeline.clock import ManualClock
@@ -97,3 +99,44 @@ def test_old_refusals_and_their_quarantine_go(url: str, tmp_path: Path) -> None:
         sweeping.sweep(stop)
         assert list(listener.store.keys("quarantine")) == []
         assert listener.refusals() == []
+
+
+def test_quarantine_goes_in_steps_and_with_the_last_refusal(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between a file and its row, the sweep ends its work the next time; what is refused again stays."""
+    monkeypatch.setattr(sweep, "_BATCH", 2)
+    clock, stop = ManualClock(datetime.now(UTC)), threading.Event()
+
+    def refuse(listener: Listener, *contents: bytes) -> None:
+        for content in contents:
+            ds = image()
+            with Sender(listener.port) as sender:
+                assert sender.store(content, ds.SOPClassUID, ds.SOPInstanceUID) == 0xC000
+        listener.refusals()
+
+    with listening(url, tmp_path / "o") as listener:
+        refuse(listener, *(f"no data set {number}".encode() for number in range(5)))
+        old = {row.quarantine_key for row in listener.rows(refusals)}
+        assert len(old) == 5
+        with listener.database.write() as connection:
+            connection.execute(refusals.update().values(at=clock.now() - timedelta(days=91)))
+        sweeping = sweeper(listener, clock, UnderWay())
+
+        def killed(self: SqlObjectIndex, ids: Sequence[int]) -> None:
+            raise SystemExit
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SqlObjectIndex, "forget_refusals", killed)
+            with pytest.raises(SystemExit):
+                sweeping.sweep(stop)
+        assert len(listener.rows(refusals)) == 5
+        kept = [key for key in listener.store.keys("quarantine") if key.endswith(".dcm")]
+        assert len(kept) == 3
+        again = kept[0]
+        with listener.database.write() as connection:
+            row = next(row for row in listener.rows(refusals) if row.quarantine_key == again)._asdict()
+            connection.execute(refusals.insert().values(**row | {"id": row["id"] + 100, "at": clock.now()}))
+        sweeping.sweep(stop)
+        assert [row.quarantine_key for row in listener.rows(refusals)] == [again]
+        assert [key for key in listener.store.keys("quarantine") if key.endswith(".dcm")] == [again]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from echo_model.guards import confidence_of, garble_flags, repeated_sentences, token_spans
+from echo_model.guards import confidence_of, garble_flags, token_spans
 from unit.echo_model.tiny_checkpoint import IM_END, tiny_tokenizer
 
 
@@ -41,11 +41,6 @@ def test_doubled_pieces_are_flagged(sentence: str, flags: tuple[str, ...]) -> No
 )
 def test_proper_sentences_are_not(sentence: str) -> None:
     assert garble_flags(sentence) == ()
-
-
-def test_a_sentence_said_again_is_found() -> None:
-    said = ["No effusion.", "The heart is large.", "no effusion", "2."]
-    assert repeated_sentences([*said, "2."]) == [False, False, True, False, False]
 
 
 def test_tokens_know_their_place_in_the_text() -> None:

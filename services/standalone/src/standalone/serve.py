@@ -162,6 +162,7 @@ def plan(options: ServeOptions, data: DataDir) -> tuple[list[list[ChildSpec]], M
         "/fhir": urls["ehr"],
         **{f"/v1/{name}": urls["dispatcher"] for name in ("outstanding", "held", "jobs", "dead-letters", "pause")},
         "/v1/deliveries": urls["fhir_writer"],
+        "/v1/fetch": urls["dicom_listener"],
         "/": urls["console"],
     }
     return [[queue], others], routes, {name: urls[name] for name in names}

@@ -20,7 +20,7 @@ from echo_model.guards.flags import (
     UNKNOWN_WORD,
     WORD_ORDER,
 )
-from echo_model.guards.garble import Defect, defects, flags_within, garble_flags, repeated_sentences
+from echo_model.guards.garble import Defect, defects, flags_within, garble_flags
 from echo_model.guards.lexicon import LEXICON_FILE, Lexicon, load_lexicon
 from echo_model.guards.tokens import confidence_of, token_spans
 
@@ -46,6 +46,5 @@ __all__ = [
     "flags_within",
     "garble_flags",
     "load_lexicon",
-    "repeated_sentences",
     "token_spans",
 ]

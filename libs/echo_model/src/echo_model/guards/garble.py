@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -83,17 +83,6 @@ def garble_flags(sentence: str) -> tuple[str, ...]:
         kinds.add(flags.LOOP)
     order = (flags.REPEATED_SUBWORD, flags.REPEATED_WORD, flags.REPEATED_PUNCTUATION, flags.LOOP)
     return tuple(kind for kind in order if kind in kinds)
-
-
-def repeated_sentences(sentences: Sequence[str]) -> list[bool]:
-    """For each sentence whether the same words were already said by an earlier one."""
-    seen: set[tuple[str, ...]] = set()
-    repeated = []
-    for sentence in sentences:
-        words = tuple(word.lower() for word in _WORD.findall(sentence))
-        repeated.append(bool(words) and words in seen)
-        seen.add(words)
-    return repeated
 
 
 def _doubled_pieces(text: str, units: list[Unit], lexicon: Lexicon | None) -> list[Defect]:

@@ -49,13 +49,18 @@ class SqlObjectIndex:
             if keys or not uids:
                 return keys
 
-    def forget_refusals(self, before: datetime) -> Sequence[str]:
-        """Delete refusals older than that; keys of what was kept in quarantine for them."""
+    def old_refusals(self, before: datetime, limit: int) -> tuple[Sequence[int], Collection[str]]:
+        """Up to `limit` refusals older than that, and what was kept in quarantine for them and no younger one."""
         r = refusals.c
+        with self._database.read() as connection:
+            rows = connection.execute(
+                sa.select(r.id, r.quarantine_key).where(r.at < before).order_by(r.at).limit(limit)
+            ).all()
+            keys = {row.quarantine_key for row in rows} - {None}
+            younger = sa.select(r.quarantine_key).where(r.quarantine_key.in_(keys), r.at >= before)
+            return [row.id for row in rows], keys - set(connection.scalars(younger))
+
+    def forget_refusals(self, ids: Sequence[int]) -> None:
+        """Delete these refusals."""
         with self._database.write() as connection:
-            gone = set(connection.scalars(refusals.delete().where(r.at < before).returning(r.quarantine_key)))
-            keys = [key for key in gone if key is not None]
-            if not keys:
-                return []
-            kept = set(connection.scalars(sa.select(r.quarantine_key).where(r.quarantine_key.in_(keys))))
-        return [key for key in keys if key not in kept]
+            connection.execute(refusals.delete().where(refusals.c.id.in_(ids)))

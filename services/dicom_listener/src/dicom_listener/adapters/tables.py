@@ -114,6 +114,12 @@ refusals = sa.Table(
     sa.Column("accession_number", sa.Text),
     sa.Column("sop_class_uid", sa.Text),
     sa.Column("quarantine_key", sa.Text),
+    sa.Index(
+        "refusals_quarantined",
+        "quarantine_key",
+        sqlite_where=sa.text("quarantine_key IS NOT NULL"),
+        postgresql_where=sa.text("quarantine_key IS NOT NULL"),
+    ),
 )
 
 commitments = sa.Table(

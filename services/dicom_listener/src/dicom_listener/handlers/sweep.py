@@ -61,8 +61,12 @@ class ObjectIndex(Protocol):
         """Give up the objects of studies complete since before then; their keys. None: there are no more."""
         ...
 
-    def forget_refusals(self, before: datetime) -> Sequence[str]:
-        """Delete refusals older than that; keys of what was kept in quarantine for them."""
+    def old_refusals(self, before: datetime, limit: int) -> tuple[Sequence[int], Collection[str]]:
+        """Up to `limit` refusals older than that; keys of what was kept in quarantine for them and no younger one."""
+        ...
+
+    def forget_refusals(self, ids: Sequence[int]) -> None:
+        """Delete these refusals."""
         ...
 
 
@@ -126,11 +130,20 @@ class Sweeper:
             for key in keys:
                 deleted += self._delete(key)
             metrics.SWEPT.labels(kind="retention").inc(len(keys))
-        for key in self._index.forget_refusals(now - self._keep_refusals):
-            self._store.delete(key)
-            self._store.delete(key.removesuffix(".dcm") + ".json")
-            metrics.SWEPT.labels(kind="quarantine").inc()
+        self._expire_refusals(now - self._keep_refusals, stop)
         return deleted
+
+    def _expire_refusals(self, before: datetime, stop: threading.Event) -> None:
+        """Files first: what a crash leaves behind still has its row, and goes the next time."""
+        while not stop.is_set():
+            ids, keys = self._index.old_refusals(before, _BATCH)
+            if not ids:
+                break
+            for key in keys:
+                self._store.delete(key)
+                self._store.delete(key.removesuffix(".dcm") + ".json")
+                metrics.SWEPT.labels(kind="quarantine").inc()
+            self._index.forget_refusals(ids)
 
     def _delete(self, key: str) -> bool:
         with self._under_way.unless_kept(key) as free:
