@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
@@ -105,19 +105,36 @@ class EmbeddedFlow:
 
 
 class ClusterFlow:
-    """Each service its own process on Kafka, Redis, PostgreSQL and HAPI FHIR; the harness plays Kubernetes."""
+    """Each service its own process on Kafka, Redis, PostgreSQL and HAPI FHIR; the harness plays Kubernetes.
 
-    def __init__(self, folder: Path, redis_url: str, topic_prefix: str) -> None:
+    `settings` go over its own. `postgres` is the `host:port` at which the services reach the database.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        redis_url: str,
+        topic_prefix: str,
+        settings: Mapping[str, str] | None = None,
+        postgres: str | None = None,
+    ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.dicom_port = free_port()
         self.fhir_url = env.hapi_url()
         self._ports = {name: free_port() for name in self.SERVICES}
         self.console_url = f"http://127.0.0.1:{self._ports['console']}"
-        self._postgres = sa.make_url(env.postgres_url())
+        self._postgres = seen = sa.make_url(env.postgres_url())
+        if postgres is not None:
+            host, _, port = postgres.rpartition(":")
+            seen = seen.set(host=host, port=int(port))
         self._run = uuid.uuid4().hex[:8]
         self._databases = {name: f"e2e_{self._run}_{name}" for name in self.SERVICES if name != "inference_worker"}
-        with self._admin() as connection:
+        self._database_urls = {
+            name: seen.set(database=database).render_as_string(hide_password=False)
+            for name, database in self._databases.items()
+        }
+        with self.database() as connection:
             for database in self._databases.values():
                 connection.execute(sa.text(f'CREATE DATABASE "{database}"'))
         self._common = {
@@ -136,6 +153,7 @@ class ClusterFlow:
             "ECHO_TERMINATION_GRACE_S": "36",
             "ECHO_VISIBILITY_TIMEOUT_S": "40",
             "ECHO_RUN_DEADLINE_S": "60",
+            **(settings or {}),
         }
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         for name in self.SERVICES:
@@ -144,18 +162,18 @@ class ClusterFlow:
     SERVICES = ("dicom_listener", "dispatcher", "inference_worker", "fhir_writer", "console")
 
     @contextlib.contextmanager
-    def _admin(self) -> Iterator[sa.Connection]:
-        engine = sa.create_engine(self._postgres, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    def database(self, service: str | None = None) -> Iterator[sa.Connection]:
+        """A connection to the database of a service; without one, to the maintenance database."""
+        url = self._postgres.set(database=self._databases[service]) if service else self._postgres
+        engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
         with engine.connect() as connection:
             yield connection
         engine.dispose()
 
     def start(self, name: str) -> None:
         env = {**os.environ, **self._common, "ECHO_HTTP_HOST": "127.0.0.1", "ECHO_HTTP_PORT": str(self._ports[name])}
-        if name in self._databases:
-            env["ECHO_DATABASE_URL"] = self._postgres.set(database=self._databases[name]).render_as_string(
-                hide_password=False
-            )
+        if name in self._database_urls:
+            env["ECHO_DATABASE_URL"] = self._database_urls[name]
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen([PYTHON, "-m", name], stdout=log, stderr=log, env=env)
 
@@ -196,7 +214,7 @@ class ClusterFlow:
         for process in self.processes.values():
             process.terminate()
         statuses = {name: process.wait(180) for name, process in self.processes.items()}
-        with self._admin() as connection:
+        with self.database() as connection:
             for database in self._databases.values():
                 connection.execute(sa.text(f'DROP DATABASE "{database}" WITH (FORCE)'))
         assert set(statuses.values()) == {0}, statuses

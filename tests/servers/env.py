@@ -23,11 +23,16 @@ _PORTS = {
     "REDIS": 26379,
     "KAFKA": 29092,
     "KAFKA_CONTROLLER": 29093,
+    "KAFKA_PROXIED": 29094,
+    "KAFKA_PROXY": 29095,
     "HAPI": 28080,
     "ORTHANC_HTTP": 28042,
     "ORTHANC_DICOM": 24242,
 }
-"""Far from the usual ones, where the distribution's own servers may already listen."""
+"""Far from the usual ones, where the distribution's own servers may already listen.
+
+Kafka tells its clients where to connect to: at KAFKA_PROXIED it names KAFKA_PROXY, where a test may put a proxy.
+"""
 
 ORTHANC_AET = "ORTHANC"
 

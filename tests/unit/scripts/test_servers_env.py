@@ -33,11 +33,10 @@ def test_an_address_wins_over_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_default_port_is_one_of_the_distribution_or_of_outgoing_connections() -> None:
-    ports = {
-        env.port(name)
-        for name in ("POSTGRES", "REDIS", "KAFKA", "KAFKA_CONTROLLER", "HAPI", "ORTHANC_HTTP", "ORTHANC_DICOM")
-    }
-    assert len(ports) == 7
+    names = ["POSTGRES", "REDIS", "HAPI", "ORTHANC_HTTP", "ORTHANC_DICOM"]
+    names += ["KAFKA", "KAFKA_CONTROLLER", "KAFKA_PROXIED", "KAFKA_PROXY"]
+    ports = {env.port(name) for name in names}
+    assert len(ports) == len(names)
     assert not ports & {5432, 6379, 9092, 8080, 8042, 4242}
     assert max(ports) < 32768
 
