@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from echo_model.decoding import Generation
-from echo_model.unmasking import DecodingRules, RowRules, select
+from echo_model.unmasking import LOOK_BACK, DecodingRules, RowRules, select
 
 
 @torch.inference_mode()
@@ -47,9 +47,10 @@ def reference_generate(
             confidence, best = probabilities.max(dim=-1)
             tokens = torch.where(masked, best, sequence[0, start : start + size])
             ends = torch.isin(tokens, end_tokens) & (torch.arange(start, start + size) >= prompt)
-            chosen = select(
-                masked[None], ends[None], confidence[None], entropy[None], row_rules, torch.tensor([steps])
-            )[0]
+            earlier = [int(sequence[0, at]) if at >= prompt else -1 for at in range(start - LOOK_BACK, start)]
+            own = [int(token) if start + at >= prompt else -1 for at, token in enumerate(tokens)]
+            said, step = torch.tensor([earlier + own]), torch.tensor([steps])
+            chosen = select(masked[None], ends[None], confidence[None], entropy[None], row_rules, step, said=said)[0]
             for at in chosen.nonzero().flatten().tolist():
                 sequence[0, start + at] = best[at]
                 confidences[start + at] = float(confidence[at])

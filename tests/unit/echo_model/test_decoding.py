@@ -185,12 +185,16 @@ def test_the_gate_gives_doubtful_blocks_one_step_more(models: list[Any]) -> None
     prompt = make_prompt(3, 1, 19)
     plain = run(models[0], prompt, DecodingRules(MASK, (IM_END,), 8, 24), fused=True)
     lowest = min(plain.confidences)
-    for gate, gated in ((0.0, 0), (lowest - 1e-6, 0), (1.0, len(plain.block_steps))):
+    for gate, gated in ((0.0, 0), (lowest - 1e-6, None), (1.0, len(plain.block_steps))):
         rules = DecodingRules(MASK, (IM_END,), 8, 24, gate=gate)
         got = run(models[0], prompt, rules, fused=True)
-        assert got.gated_blocks == gated
-        assert got.forward_passes == len(plain.block_steps) + gated
-        assert got.block_steps == reference_generate(models[0], *prompt, rules).block_steps
+        by_hand = reference_generate(models[0], *prompt, rules)
+        assert gated in (None, got.gated_blocks)  # with a gate that all pass, repeats alone raise doubt
+        assert (got.token_ids, got.block_steps) == (by_hand.token_ids, by_hand.block_steps)
+        assert got.forward_passes == len(plain.block_steps) + got.gated_blocks
+
+
+ALL = [True] * 4
 
 
 def test_the_gate_keeps_the_sure_tokens_and_does_not_look_behind_the_end() -> None:
@@ -208,6 +212,33 @@ def test_the_gate_keeps_the_sure_tokens_and_does_not_look_behind_the_end() -> No
     assert fixed([0.9, 0.9, 0.1, 0.1], 1) == [0, 1, 2, 3]
     assert fixed([0.9, 0.4, 0.1, 0.1], 1) == [0], "the end token itself may be in doubt"
     assert fixed([0.9, 0.4, 0.8, 0.3], None, step=1) == [0, 1, 2, 3]
+
+
+def test_the_gate_doubts_a_token_that_repeats_one_beside_it() -> None:
+    def fixed(said: list[int], confidence: list[float], masked: list[bool] = ALL, end: int | None = None) -> list[int]:
+        rules = RowRules.of([DecodingRules(MASK, (IM_END,), 4, 8, gate=0.5)])
+        ends = torch.tensor([[at == end for at in range(4)]])
+        got = select(
+            torch.tensor([masked]),
+            ends,
+            torch.tensor([confidence]),
+            torch.zeros(1, 4),
+            rules,
+            torch.tensor([0]),
+            said=torch.tensor([said]),
+        )
+        return [int(at) for at in got[0].nonzero().flatten()]
+
+    sure = [0.9, 0.8, 0.95, 0.85]
+    assert fixed([1, 2, 3, 4, 5, 6], sure) == [0, 1, 2, 3]
+    assert fixed([1, 2, 3, 4, 4, 6], sure) == [0, 2, 3], "of two equal neighbours the less sure one"
+    assert fixed([1, 2, 3, 4, 3, 6], sure) == [1, 2, 3], "one word between them"
+    assert fixed([1, 2, 3, 4, 5, 3], sure) == [0, 1, 2, 3], "further apart is no matter"
+    assert fixed([1, 2, 2, 4, 5, 6], sure) == [1, 2, 3], "what an earlier block said stays"
+    assert fixed([4, 2, 3, 4, 5, 6], sure) == [0, 1, 2, 3]
+    assert fixed([-1, -1, -1, 4, 5, 6], sure, [False, True, True, True]) == [1, 2, 3], "a prompt repeats nothing"
+    assert fixed([1, 2, 3, 4, 4, 6], sure, [True, False, True, True]) == [0, 3], "a token that is fixed stays"
+    assert fixed([1, 2, 3, 9, 9, 9], sure, end=1) == [0, 1, 2, 3], "behind the end"
 
 
 @pytest.mark.parametrize("lagging", [False, True])
@@ -405,9 +436,6 @@ def chosen(strategy: Any, confidence: list[float], masked: list[bool], step: int
     no_end = torch.zeros_like(sure, dtype=torch.bool)
     got = select(torch.tensor([masked]), no_end, sure, -sure.log(), RowRules.of([rules]), torch.tensor([step]))
     return [int(at) for at in got[0].nonzero().flatten()]
-
-
-ALL = [True] * 4
 
 
 def test_which_tokens_each_strategy_fixes() -> None:

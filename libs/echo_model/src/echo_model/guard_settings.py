@@ -12,10 +12,11 @@ from echo_model.errors import SettingsError
 class GuardSettings:
     """Every check can be switched off by itself; a check whose file the checkpoint lacks is off anyway.
 
-    `gate`: a block whose lowest confidence is below it keeps its confident tokens and gets a second step; None for no
-    such step. `redenoise`: a block with garble in it is decoded again with more steps. `garble`: doubled pieces and
-    loops are looked for. `lexicon`: words and word orders that the training reports never had. `contradiction`:
-    findings against impression. `domain`: the image against the training images. Raises SettingsError.
+    `gate`: a block with a token less sure than it, or with one that repeats its neighbour, keeps its other tokens and
+    gets a second step; None for no such step. `redenoise`: a block with garble in it is decoded again with more steps.
+    `garble`: doubled pieces and loops are looked for. `lexicon`: words and word orders that the training reports never
+    had. `contradiction`: findings against impression. `domain`: the image against the training images. Raises
+    SettingsError.
     """
 
     gate: float | None = 0.9

@@ -23,7 +23,7 @@ import torch
 
 from echo_model.errors import SettingsError
 from echo_model.text_model import KeyValueCache, TextModel
-from echo_model.unmasking import STRATEGIES, DecodingRules, RemaskingStrategy, RowRules, read_logits, select
+from echo_model.unmasking import LOOK_BACK, STRATEGIES, DecodingRules, RemaskingStrategy, RowRules, read_logits, select
 
 _NOTHING = DecodingRules(mask_token_id=0, eos_token_ids=(1,), block_length=1, gen_length=1)
 _FLAGS = 3  # finished a block, still decoding, passes so far
@@ -178,6 +178,7 @@ class SlotDecoder:
         self._ends = whole(-1, 8)
         self._rules, self._careful = (RowRules.of([_NOTHING] * slots).to(device) for _ in range(2))
         self._window = torch.arange(2 * size, device=device)
+        self._behind = torch.arange(LOOK_BACK, 0, -1, device=device)
         self._keys = torch.arange(self.rows, device=device)
         self._numbers = torch.arange(slots, device=device).unsqueeze(1)
         self._out = torch.zeros(slots, _FLAGS + size, dtype=torch.long, device=device)
@@ -344,7 +345,10 @@ class SlotDecoder:
             rules = self._careful.first(n).where(start < self._careful_until[:n], rules)
         chosen = masked
         if plan.strategies or plan.gated:
-            chosen = select(masked, ends, confidence, entropy, rules, self._step[:n], plan.strategies, gated=plan.gated)
+            said = torch.cat([self._said_before(start), torch.where(answer, tokens, -1)], dim=1) if plan.gated else None
+            chosen = select(
+                masked, ends, confidence, entropy, rules, self._step[:n], plan.strategies, gated=plan.gated, said=said
+            )
             tokens = torch.where(chosen, tokens, ids)
         self._tokens[:n].scatter_(1, at, tokens)
         sure = torch.where(chosen, confidence.to(self._confidences.dtype), self._confidences[:n].gather(1, at))
@@ -359,6 +363,13 @@ class SlotDecoder:
         flags = torch.stack([finished, active & ~over, self._passes[:n]], dim=1)
         torch.cat([flags, tokens], dim=1, out=self._out[:n])
         self._out_confidences[:n] = sure
+
+    def _said_before(self, start: torch.Tensor) -> torch.Tensor:
+        """The answers' tokens just before `start` (n,): (n, LOOK_BACK), -1 for what belongs to the prompt."""
+        n = start.shape[0]
+        at = start.unsqueeze(1) - self._behind
+        tokens = self._tokens[:n].gather(1, at.clamp_min(0))
+        return torch.where(at >= self._prompt_end[:n, None], tokens, -1)
 
     def _forward(
         self, at: torch.Tensor, start: torch.Tensor, span: int, *, opening: bool

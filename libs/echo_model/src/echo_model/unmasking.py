@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from torch.nn import functional
 
 from echo_model.errors import SettingsError
 
 RemaskingStrategy = Literal["low_confidence_dynamic", "low_confidence_static", "sequential", "entropy_bounded"]
+LOOK_BACK = 2
+"""How far apart two equal tokens raise the gate's doubt."""
 STRATEGIES: tuple[RemaskingStrategy, ...] = get_args(RemaskingStrategy)
 
 
@@ -22,7 +25,8 @@ class DecodingRules:
     """What decides the tokens. `confidence_threshold` belongs to the dynamic rule, `entropy_bound` (nats) to the last.
 
     `gen_length` is the largest number of tokens returned. With a `gate` (probability), a block that would be finished
-    with a token less sure than that keeps its surer tokens and is denoised once more, beyond `denoising_steps`.
+    with a token less sure than that, or with one that repeats a token just before it, keeps its other tokens and is
+    denoised once more, beyond `denoising_steps`.
     Raises SettingsError for values out of range.
     """
 
@@ -59,7 +63,7 @@ class DecodingRules:
 
 @dataclass(frozen=True)
 class RowRules:
-    """The rules of n blocks that are denoised together, as tensors (n,); a `gate` below 0 is none."""
+    """The rules of n blocks that are denoised together, as tensors (n,); a `gate` of 0 or less is none."""
 
     strategy: torch.Tensor
     steps: torch.Tensor
@@ -126,12 +130,15 @@ def select(
     strategies: Sequence[RemaskingStrategy] = STRATEGIES,
     *,
     gated: bool = True,
+    said: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Which masked places become fixed at this step.
 
     `masked`, `ends` (the best or fixed token ends the answer), `confidence`, `entropy`: (n, block). `step` (n,) counts
     from 0 in each block. `strategies` and `gated` name what occurs among the rows, to leave the rest out. The last
-    permitted step fixes all that is left, unless the gate asks for one more.
+    permitted step fixes all that is left, unless the gate asks for one more. `said` (n, LOOK_BACK + block): the best or
+    fixed tokens of the block behind those before it, -1 for what is no token of the answer; without it the gate does
+    not look for repeats.
     """
     last = step >= rules.steps - 1
     chosen = masked
@@ -146,10 +153,29 @@ def select(
     if gated:
         unsure = masked & (confidence < rules.gate.unsqueeze(1))
         told = ends.cumsum(1) - ends.long() == 0  # what follows the end of the answer is cut off and raises no doubt
+        if said is not None:
+            heard = torch.cat([said[:, :LOOK_BACK], said[:, LOOK_BACK:].masked_fill(~told, -1)], dim=1)
+            unsure = unsure | (told & (rules.gate.unsqueeze(1) > 0) & _repeats(heard, masked, confidence))
         doubtful = (step == rules.steps - 1) & (unsure & told).any(1)
-        surest = _rank(confidence.masked_fill(~masked, -1.0)) == 0
+        surest = _rank((confidence - unsure.to(confidence.dtype)).masked_fill(~masked, -2.0)) == 0
         chosen = torch.where(doubtful.unsqueeze(1), masked & (~unsure | surest), chosen)
     return chosen
+
+
+def _repeats(said: torch.Tensor, masked: torch.Tensor, confidence: torch.Tensor) -> torch.Tensor:
+    """Masked places (n, block) whose token stands at most LOOK_BACK places away as well, and is surer there.
+
+    Tokens that are guessed at once do not know of each other, and two neighbours often guess the same one, each of
+    them sure of it.
+    """
+    sure = functional.pad(confidence.masked_fill(~masked, 2.0), (LOOK_BACK, 0), value=2.0)
+    doubt = torch.zeros_like(said, dtype=torch.bool)
+    for distance in range(1, LOOK_BACK + 1):
+        same = said[:, distance:] == said[:, :-distance]
+        first = same & (sure[:, :-distance] < sure[:, distance:])
+        doubt[:, distance:] |= same & ~first
+        doubt[:, :-distance] |= first
+    return masked & doubt[:, LOOK_BACK:]
 
 
 def _chosen_by(
