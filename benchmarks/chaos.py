@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import httpx  # noqa: E402  # the path is set above
 import sqlalchemy as sa  # noqa: E402
-from chaos_faults import MARKS, SERVERS, SHARES, Faults, plan, services_sh, small_disk  # noqa: E402
+from chaos_faults import MARKS, SERVERS, SHARES, Faults, plan, small_disk, start_servers  # noqa: E402
 from chaos_load import LATE_S, NO_ANSWER, Arrival, Sender, Sent, arrivals, register  # noqa: E402
 from chaos_verdict import (  # noqa: E402
     faults_of,
@@ -196,7 +196,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         faults = Faults(cluster.flow, cluster.redis_url, cluster.objects, cluster.links, started)
         with faults.restarting():
             faults.run(plan(options.seed, seconds, kinds))
-            services_sh("start", *SERVERS)
+            start_servers(*SERVERS)
             for sender in senders:
                 sender.join(LATE_S[1] + options.patience)
                 if sender.is_alive():

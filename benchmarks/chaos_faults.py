@@ -76,9 +76,20 @@ def plan(seed: int, seconds: float, kinds: Mapping[str, int] = SHARES) -> list[F
 
 def services_sh(*arguments: str) -> None:
     """Run the script that owns the servers."""
-    subprocess.run(
-        [str(ROOT / "scripts" / "services.sh"), *arguments], check=True, stdout=subprocess.DEVNULL, timeout=600
-    )
+    subprocess.run([str(ROOT / "scripts" / "services.sh"), *arguments], check=True, capture_output=True, timeout=900)
+
+
+def start_servers(*names: str) -> None:
+    """Start them and wait until they answer: on a busy machine that takes longer than the script waits."""
+    deadline = time.monotonic() + 900
+    while True:
+        try:
+            services_sh("start", *names)
+            return
+        except subprocess.CalledProcessError as error:
+            if time.monotonic() > deadline:
+                raise RuntimeError(error.stderr.decode(errors="replace")[-500:]) from error
+            time.sleep(2.0)
 
 
 def family(pid: int) -> list[int]:
@@ -192,7 +203,7 @@ class Faults:
         if fault.target in SERVERS:
             services_sh("kill", fault.target)
             time.sleep(fault.for_s)
-            services_sh("start", fault.target)
+            start_servers(fault.target)
             return
         process = self._flow.processes[fault.target]
         for pid in family(process.pid):
