@@ -145,6 +145,14 @@ def test_a_noisy_block_sees_the_prompt_and_the_clean_blocks_before(
     torch.testing.assert_close(logits, torch.cat(wanted), rtol=1e-4, atol=1e-4)
 
 
+def test_decisive_tokens_of_a_rad_row_count_more(prompts: Prompts) -> None:
+    generators = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+    row = rad_row(samples(prompts), BLOCK, generators, 3.0)
+    decisive = {int(i) for _, text in samples(prompts) for i, yes in zip(text.ids, text.decisive, strict=True) if yes}
+    assert row.weights.tolist() == [3.0 if int(token) in decisive else 1.0 for token in row.truth]
+    assert 0 < int((row.weights == 3).sum()) == sum(int(text.decisive.sum()) for _, text in samples(prompts))
+
+
 def test_a_rad_row_of_one_prompt_is_the_packed_row_of_the_phantoms() -> None:
     model, data = small_model(1), small_data()
     generator = torch.Generator().manual_seed(4)

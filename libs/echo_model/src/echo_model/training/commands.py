@@ -148,7 +148,7 @@ def _loss(
             noise = torch.Generator().manual_seed(config.seed * _NOISE + step)
             if config.packed_tokens:
                 return packed_rad_loss(model, data, rows, config.block_length, noise, config.packed_tokens)
-            return rad_loss(model, data, rows, config.block_length, noise, share)
+            return rad_loss(model, data, rows, config.block_length, noise, share, config.rad_decisive_weight)
 
         return rad
     teacher = copy.deepcopy(model).requires_grad_(False).eval()

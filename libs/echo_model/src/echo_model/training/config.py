@@ -27,10 +27,10 @@ class TrainConfig:
     `init` must have the demo model's shape. `seed`: series of phantoms, fresh weights, order and noise. `samples`: how
     many are learnt from, again and again.
     `lora_rank`: 0 trains all weights of the language model, else adapters of that rank, merged at the end.
-    `decisive_weight` belongs to `ar`, `packed_tokens` (length of the rows that a batch of phantoms is packed into, 0
-    for one padded row a sample) to `rad`, `block_length` to `rad` and `dcd`. To `dcd` belong `tau` (confidence at which
-    the teacher fixes a token), `top_k`, `eos_weight`, `ce_weight`, `weighted` (weights by unmasking step), `reverse_kl`
-    and `canonical` (0 leaves the canonical rule out).
+    `decisive_weight` belongs to `ar`; to `rad` belong `rad_decisive_weight` and `packed_tokens` (length of the rows that
+    a batch of phantoms is packed into, 0 for one padded row a sample); `block_length` to `rad` and `dcd`. To `dcd`
+    belong `tau` (confidence at which the teacher fixes a token), `top_k`, `eos_weight`, `ce_weight`, `weighted` (weights
+    by unmasking step), `reverse_kl` and `canonical` (0 leaves the canonical rule out).
 
     The rest belongs to a corpus. `device`, `dtype` (of the computation), `accumulate` (parts that a batch is done in),
     `checkpointing` (activations are computed again instead of kept), `sharding` (weights over all processes).
@@ -53,6 +53,7 @@ class TrainConfig:
     lora_rank: int = 0
     tower_samples: int = 18_000
     decisive_weight: float = 5.0
+    rad_decisive_weight: float = 1.0
     packed_tokens: int = 0
     block_length: int = 8
     tau: float = 0.85
@@ -93,6 +94,7 @@ _WORDS = {
 _OWN: dict[str, tuple[str, ...]] = {
     "tower_samples": ("ar",),
     "decisive_weight": ("ar",),
+    "rad_decisive_weight": ("rad",),
     "train_vision": ("ar",),
     "packed_tokens": ("rad",),
     "block_length": ("rad", "dcd"),
@@ -156,6 +158,8 @@ def _check(file: Path, config: TrainConfig, material: str) -> None:
     for key, share in (("tau", config.tau), ("canonical", config.canonical)):
         if share > 1:
             raise TrainConfigError(f"{file}: key {key!r} must lie between 0 and 1, not {share}")
+    if config.packed_tokens and config.rad_decisive_weight != 1:
+        raise TrainConfigError(f"{file}: keys 'packed_tokens' and 'rad_decisive_weight' exclude each other")
     if config.train_vision and config.lora_rank:
         raise TrainConfigError(f"{file}: keys 'train_vision' and 'lora_rank' exclude each other: adapters freeze it")
     if config.block_length > _LONGEST_BLOCK[material]:

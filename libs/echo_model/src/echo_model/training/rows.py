@@ -90,7 +90,10 @@ def autoregressive_row(samples: Sequence[tuple[Layout, TokenisedReport]], decisi
 
 
 def rad_row(
-    samples: Sequence[tuple[Layout, TokenisedReport]], block: int, generators: Sequence[torch.Generator]
+    samples: Sequence[tuple[Layout, TokenisedReport]],
+    block: int,
+    generators: Sequence[torch.Generator],
+    decisive_weight: float = 1.0,
 ) -> Row:
     """Prompt, clean answer and two complementary noisy copies of each sample (`rad`); a generator a sample."""
     parts = []
@@ -98,7 +101,10 @@ def rad_row(
         tail = layout.prompt[layout.length // block * block :]
         region = lay_out(tail, [torch.from_numpy(report.ids)], block, layout.eos)
         noise = draw_noise(region.open, block, generator)[:, 0]
-        parts.append(_diffused(layout, region.ids[0], list(noise), block))
+        weights = torch.ones(region.ids.shape[1])
+        weights[len(tail) : len(tail) + len(report.ids)] += (decisive_weight - 1) * torch.from_numpy(report.decisive)
+        part = _diffused(layout, region.ids[0], list(noise), block)
+        parts.append(replace(part, weights=torch.cat([weights[masked] for masked in noise])))
     return _join(parts, block, COPIES)
 
 

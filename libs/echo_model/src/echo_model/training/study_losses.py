@@ -108,7 +108,7 @@ class StudyLoss:
         else:
             seeds = [(self.config.seed * _NOISE + noise) * len(batch) + int(place) for place in places]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            row = rad_row(samples, self.config.block_length, generators)
+            row = rad_row(samples, self.config.block_length, generators, self.config.rad_decisive_weight)
         whole = sum(self._weight(*material.sample(int(sample))) for sample in batch)
         return token_loss(self.model(row, pictures), row, whole)
 
@@ -118,7 +118,8 @@ class StudyLoss:
             return len(report.ids) + 1 + (self.config.decisive_weight - 1) * float(report.decisive.sum())
         block = self.config.block_length
         tail = layout.length % block
-        return float(-(-(tail + len(report.ids) + 1) // block) * block - tail)
+        told = -(-(tail + len(report.ids) + 1) // block) * block - tail
+        return told + (self.config.rad_decisive_weight - 1) * float(report.decisive.sum())
 
     def _distil(self, material: Material, batch: Numbers, own: Numbers) -> Loss:
         assert material.answers is not None
