@@ -27,10 +27,10 @@ class TrainConfig:
     `init` must have the demo model's shape. `seed`: series of phantoms, fresh weights, order and noise. `samples`: how
     many are learnt from, again and again.
     `lora_rank`: 0 trains all weights of the language model, else adapters of that rank, merged at the end.
-    `decisive_weight` belongs to `ar`; to `rad` belong `rad_decisive_weight` and `packed_tokens` (length of the rows that
-    a batch of phantoms is packed into, 0 for one padded row a sample); `block_length` to `rad` and `dcd`. To `dcd`
-    belong `tau` (confidence at which the teacher fixes a token), `top_k`, `eos_weight`, `ce_weight`, `weighted` (weights
-    by unmasking step), `reverse_kl` and `canonical` (0 leaves the canonical rule out).
+    `decisive_weight` belongs to `ar`, `rad_decisive_weight` to `rad`, and so does `packed_tokens` (length of the rows
+    that a batch of phantoms is packed into, 0 for one padded row a sample); `block_length` to `rad` and `dcd`. To `dcd`
+    belong `tau` (confidence at which the teacher fixes a token), `top_k`, `eos_weight`, `ce_weight`, `weighted`
+    (weights by unmasking step), `reverse_kl` and `canonical` (0 leaves the canonical rule out).
 
     The rest belongs to a corpus. `device`, `dtype` (of the computation), `accumulate` (parts that a batch is done in),
     `checkpointing` (activations are computed again instead of kept), `sharding` (weights over all processes).
