@@ -2,9 +2,9 @@
 """Writes docs/benchmarks.md from benchmarks/page.md and benchmarks/results/*.json; --check only says if it is current.
 
 page.md is written by hand. In it, {{FILE KEY}} and {{FILE KEY FORMAT}} stand for one figure of results/FILE.json (KEY
-with dots for nested ones), {{table KIND FILE}} for a table, {{image NAME}} for docs/images/NAME.png if it is there,
-{{gpu}} for what has been measured on a GPU, {{comparison}} for the method beside its alternatives. A result that does
-not exist is "not measured".
+with dots for nested ones), {{table KIND FILE}} for a table, {{image NAME WORDS}} for docs/images/NAME.png if it is
+there, {{gpu}} for what has been measured on a GPU, {{comparison}} for the method beside its alternatives, {{chaos}} for
+every results/chaos_seed*.json. A result that does not exist is "not measured".
 """
 
 from __future__ import annotations
@@ -378,6 +378,34 @@ def ratios_plain(result: Any) -> str:
     return grid(["tokens a second", "median", "range"], rows)
 
 
+def chaos() -> str:
+    """Every run under faults, one a row, and the machine."""
+    names = sorted((file.stem for file in RESULTS.glob("chaos_seed*.json")), key=lambda name: int(name[10:]))
+    if not names:
+        return ABSENT
+    results = {name: load(name) for name in names}
+    rows = []
+    for name, result in results.items():
+        kinds, took = result["faults_by_kind"], result["last_image_to_report_s"]
+        rows.append(
+            [
+                f"[{result['seed']}](../benchmarks/results/{name}.json)",
+                f"{result['minutes']:g}",
+                *(str(kinds.get(kind, 0)) for kind in ("kill", "stop", "cut", "flush", "fill")),
+                f"{result['acknowledged']} ({result['with_a_later_version']})",
+                f"{result['refused_and_retried']} + {result['unanswered_and_retried']}",
+                *(str(result[key]) for key in ("lost", "duplicated", "not_of_the_last_version")),
+                " / ".join(number(took[key]) for key in ("median", "p95", "max")),
+                "; ".join(result["problems"]) or "passed",
+            ]
+        )
+    head = ["seed", "minutes", "killed", "stopped", "cut off", "flushed", "disk full", "studies (of several versions)"]
+    head += ["refused + unanswered", "lost", "duplicated", "not of the last version"]
+    head += ["s to report: p50 / p95 / max", "verdict"]
+    machines = "; ".join(dict.fromkeys(result["machine"] for result in results.values()))
+    return f"{grid(head, rows)}\n\nMachine: {machines}."
+
+
 TABLES: dict[str, Callable[[Any], str]] = {
     "flow": flow,
     "ratios": ratios,
@@ -410,9 +438,11 @@ def filled(placeholder: str) -> str:
         return gpu()
     if words == ["comparison"]:
         return comparison()
+    if words == ["chaos"]:
+        return chaos()
     if words[0] == "image":
         present = (ROOT / "docs" / "images" / f"{words[1]}.png").is_file()
-        return f"![tokens per second of each way to decode](images/{words[1]}.png)" if present else ""
+        return f"![{' '.join(words[2:])}](images/{words[1]}.png)" if present else ""
     if words[0] == "table":
         result = load(words[2])
         return ABSENT if result is None else TABLES[words[1]](result)
