@@ -31,6 +31,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def without_onednn() -> Iterator[None]:
+    """On processors that multiply bfloat16, oneDNN lays weights out anew for each product."""
+    flags = torch.backends.mkldnn.set_flags(_enabled=False, _fp32_precision=None)
+    yield
+    torch.backends.mkldnn.set_flags(_enabled=flags[0], _fp32_precision=None)
+
+
 def model(dtype: torch.dtype, *, hidden: int, inner: int, heads: int, kv: int, words: int, tower: int) -> Any:
     """Random weights of a shape whose activations are large enough to be measured and quick to compute."""
     half = hidden // heads // 2
@@ -79,6 +87,7 @@ def near(measured: int, predicted: int) -> None:
     assert measured == pytest.approx(predicted, rel=ALLOWED)
 
 
+@pytest.mark.usefixtures("without_onednn")
 @pytest.mark.parametrize(
     ("dtype", "shape", "block"),
     [(*case, block) for case, block in zip(SHAPES, (8, 16, 4), strict=True)],
