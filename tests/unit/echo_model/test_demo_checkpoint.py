@@ -61,6 +61,7 @@ def test_the_recorded_evaluation_meets_the_mark() -> None:
     assert result["count"] >= 1_000
     assert result["seed"] == HELD_OUT_SEED != Plan().train_seed
     assert result["macro_f1"] >= 0.92
+    assert result["laterality_accuracy"] >= 0.97
     assert result["controls"]["blank_image"]["macro_f1"] < 0.25 * result["macro_f1"]
     assert result["controls"]["next_image"]["macro_f1"] < 0.5 * result["macro_f1"]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from echo_model import demo_checkpoint_path
 from echo_model.errors import EchoModelError
+from echo_model.guard_settings import DEFAULT_GATE
 
 
 def add_lexicon(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +31,9 @@ def add_guards(parser: argparse.ArgumentParser) -> None:
         "--phantoms", type=int, default=0, metavar="N", help="also decode N phantoms with the rails off and on"
     )
     parser.add_argument("--seed", type=int, default=None, help="their series (default: the held-out one)")
-    parser.add_argument("--gate", type=float, default=0.5, help="confidence that the gate asks for (default 0.5)")
+    parser.add_argument(
+        "--gate", type=float, default=DEFAULT_GATE, help=f"confidence that the gate asks for (default {DEFAULT_GATE})"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.set_defaults(run=_guards)
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Final
 
 from echo_model.errors import SettingsError
+
+DEFAULT_GATE: Final = 0.6
+"""Confidence that the gate asks for. Lower ones miss doubtful tokens, higher ones give up too many at once."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class GuardSettings:
     SettingsError.
     """
 
-    gate: float | None = 0.9
+    gate: float | None = DEFAULT_GATE
     redenoise: bool = True
     garble: bool = True
     lexicon: bool = True

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from echo_model.data.phantoms import generate_phantom
 from echo_model.data.tokenizer import EOS, MASK, PAD, save_tokenizer, special_ids
 from echo_model.domain_score import FILE_NAME, fit_domain
+from echo_model.guard_settings import DEFAULT_GATE
 from echo_model.model import load_model
 from echo_model.training.shape import IMAGES, QUESTION
 
@@ -44,7 +45,7 @@ def generation_settings(tokenizer: Tokenizer, denoising_steps: int = BLOCK) -> d
         "mask_token_id": ids[MASK],
         "block_length": BLOCK,
         "denoising_steps": denoising_steps,
-        "guards": {"gate": 0.5, "redenoise": True},
+        "guards": {"gate": DEFAULT_GATE, "redenoise": True},
         "remasking_strategy": "low_confidence_dynamic",
         "confidence_threshold": 0.85,
         "gen_length": 160,

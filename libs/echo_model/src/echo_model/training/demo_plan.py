@@ -18,7 +18,7 @@ DCD_RATES: Final = (7e-4, 0.008)
 
 @dataclass(frozen=True)
 class Plan:
-    """Samples of every stage, and the seeds. All fits into three hours of one core (see docs/training.md).
+    """Samples of every stage, and the seeds. All fits into four hours of one core (see docs/training.md).
 
     The tower learns in two runs: `tower_first` samples at the full rate (stopped before the end of its cosine,
     `tower_first_schedule`), then new heads and `tower_samples` at a lower one. `agreeing`: of the
@@ -36,9 +36,9 @@ class Plan:
     tower_heads: int = 2_400
     tower_samples: int = 20_000
     ar_samples: int = 20_000
-    rad_samples: int = 34_000
+    rad_samples: int = 40_000
     teacher_reports: int = 5_120
-    dcd_samples: int = 14_400
+    dcd_samples: int = 16_000
     decisive_weight: float = 5.0
     rad_decisive_weight: float = 3.0
     tau: float = 0.85

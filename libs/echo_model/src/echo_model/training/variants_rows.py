@@ -21,7 +21,7 @@ from echo_model.engine import ReportEngine
 from echo_model.evaluation.ngram_metrics import text_scores
 from echo_model.evaluation.perplexity import Judge
 from echo_model.evaluation.phantoms import HELD_OUT_SEED, score_reports
-from echo_model.guard_settings import GuardSettings
+from echo_model.guard_settings import DEFAULT_GATE, GuardSettings
 from echo_model.guards import LEXICON_FILE, Lexicon, defects
 from echo_model.images import n_image_tokens, preprocess
 from echo_model.model import LoadedModel, load_model
@@ -35,7 +35,6 @@ from echo_model.training.checks import held_out_features
 from echo_model.training.shape import Layout
 from echo_model.unmasking import RemaskingStrategy
 
-GATE: Final = 0.5
 _LONGEST = 192
 _BATCH = 64
 _SPEED_REPORTS, _SPEED_ROUNDS, _SPEED_TOKENS = 6, 3, 64
@@ -78,14 +77,14 @@ ROWS: Final = (
     Row("rad_one_step", "RAD forced to one step", "rad8"),
     Row("dcd4", "DCD, block 4", "dcd4", block=4),
     Row("dcd8", "DCD, block 8", "dcd8"),
-    Row("dcd8_gated", "DCD, block 8, gated", "dcd8", gate=GATE),
+    Row("dcd8_gated", "DCD, block 8, gated", "dcd8", gate=DEFAULT_GATE),
     Row("dcd16", "DCD, block 16", "dcd16", block=16),
     Row("dcd_canonical", "DCD, canonical trajectories (ours)", "dcd_canonical"),
-    Row("dcd_canonical_gated", "the same, gated", "dcd_canonical", gate=GATE),
+    Row("dcd_canonical_gated", "the same, gated", "dcd_canonical", gate=DEFAULT_GATE),
     Row("dcd_agreeing", "the same, wrong answers left out (ours)", "dcd_agreeing"),
     Row("dcd_canonical_ce", "DCD, canonical, with cross-entropy", "dcd_canonical_ce"),
     Row("ce_canonical_ar", "cross-entropy on canonical AR answers", "ce_canonical_ar"),
-    Row("ce_canonical_ar_gated", "the same, gated", "ce_canonical_ar", gate=GATE),
+    Row("ce_canonical_ar_gated", "the same, gated", "ce_canonical_ar", gate=DEFAULT_GATE),
     Row("dparallel", "dParallel, entropy threshold", "dparallel", steps=8, strategy="entropy_bounded"),
     Row("t3d", "T3D, two tokens a pass", "t3d", steps=4, strategy="low_confidence_static"),
     Row("consistency", "adjacent-state consistency (CD4LM-like)", "consistency"),
