@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline import telemetry
-from pipeline.telemetry import configure_logging, study_ref
+from pipeline.telemetry import Thinned, configure_logging, study_ref
 
 
 @pytest.fixture(autouse=True)
@@ -69,3 +69,25 @@ def test_chatty_libraries_are_kept_quiet() -> None:
     logging.getLogger("pynetdicom.events").info("AE title and data set")
     logging.getLogger("httpx").info("GET /Patient?identifier=1")
     assert stream.getvalue() == ""
+
+
+def test_the_kafka_client_does_not_repeat_itself() -> None:
+    now = [0.0]
+    thinned = Thinned(30.0, lambda: now[0])
+
+    def said(name: str, text: str, *arguments: object) -> logging.LogRecord | None:
+        record = logging.LogRecord(name, logging.ERROR, __file__, 1, text, arguments, None)
+        return record if thinned.filter(record) else None
+
+    assert said("kafka.client", "no broker %s", 1)
+    assert [said("kafka.client", "no broker %s", number) for number in range(5)] == [None] * 5
+    assert said("kafka.client", "another text")
+    assert said("kafka.consumer", "no broker %s", 1)
+    assert all(said("dispatcher", "no bus") for _ in range(3))
+    now[0] = 31.0
+    again = said("kafka.client", "no broker %s", 1)
+    assert again is not None
+    assert vars(again)["left_out"] == 5
+    for number in range(2_000):  # texts that differ each time
+        said("kafka.client", f"attempt {number}")
+    assert len(thinned._last) <= 500

@@ -6,7 +6,10 @@ import hashlib
 import json
 import logging
 import sys
+import threading
+import time
 import traceback
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -19,6 +22,7 @@ DEAD_LETTERS = Counter("echo_dead_letters_total", "Events given up", ["group", "
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _CHATTY = ("kafka", "pynetdicom", "httpx", "httpcore", "uvicorn", "alembic", "botocore", "aiobotocore", "fsspec")
 """Their INFO and DEBUG lines carry AE titles, URLs with search parameters, and data set content."""
+_MOST_LINES = 500
 _log_identifiers = False
 
 
@@ -57,12 +61,44 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
+class Thinned(logging.Filter):
+    """Lets the same line of the Kafka client through once in `seconds`; the next one says how many were left out.
+
+    While brokers are away its threads repeat themselves a hundred times a minute.
+    """
+
+    def __init__(self, seconds: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._last: dict[tuple[str, str], tuple[float, int]] = {}  # when it was let through, left out since
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is written."""
+        if record.name.split(".", 1)[0] != "kafka":
+            return True
+        key, now = (record.name, str(record.msg)), self._clock()
+        with self._lock:
+            last, left_out = self._last.get(key, (None, 0))
+            if last is not None and now - last < self._seconds:
+                self._last[key] = (last, left_out + 1)
+                return False
+            if len(self._last) >= _MOST_LINES:  # texts that are never the same must not fill the memory
+                self._last.clear()
+            self._last[key] = (now, 0)
+        if left_out:
+            record.left_out = left_out
+        return True
+
+
 def configure_logging(service: str, level: str, *, log_identifiers: bool, stream: TextIO | None = None) -> None:
     """Send all logging of the process to one JSON stream (standard error unless given)."""
     global _log_identifiers
     _log_identifiers = log_identifiers
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter(service))
+    handler.addFilter(Thinned())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
