@@ -199,7 +199,7 @@ class Listener(Part):
         yield "open_studies", SqlLedger(self.database, "keep_first").open_studies
         yield "sweep_200_files", lambda: index.needed(keys)
         yield "nothing_to_expire", lambda: index.expire(long_ago, 20)
-        yield "old_refusals", lambda: index.forget_refusals(long_ago)
+        yield "old_refusals", lambda: index.old_refusals(long_ago, 200)
         yield "commitments_due", lambda: commitments.due(self.clock.now(), 20)
         yield "commitment_of_one", lambda: commitments.objects([f"{study_uid(TEMPLATE)}.1"])
         yield "prune_outbox", self.relay(listener_tables.outbox).prune
