@@ -323,6 +323,24 @@ def retention(result: Any) -> str:
     return grid(["ms to record an object", "median", "95th percentile", "longest"], rows)
 
 
+def receive(result: Any) -> str:
+    """Objects received by each receiver, by their size and the number of associations."""
+    head = ["objects, associations", "receiver", "MB/s", "objects/s", "its CPU seconds"]
+    return grid(
+        head,
+        [
+            [
+                f"{row['objects']}, {row['associations']}",
+                row["receiver"],
+                number(row["mb_per_s"], 0),
+                number(row["objects_per_s"], 1),
+                number(row["receiver_cpu_s"], 1),
+            ]
+            for row in result["rows"]
+        ],
+    )
+
+
 def comparison() -> str:
     """The method against its alternatives, or that it has not been measured."""
     result = load("variants")
@@ -420,6 +438,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "growth_looks": growth_looks,
     "retention": retention,
     "rad": rad,
+    "receive": receive,
 }
 
 
