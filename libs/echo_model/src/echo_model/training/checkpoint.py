@@ -94,6 +94,7 @@ def write_card(
     sentence on what was not trained from scratch.
     """
     _write_json(out / EVALUATION_FILE, {"phantoms": result, "stages": stages, "plan": plan})
+    on_start = f"\n{start}\n" if start else ""
     measures = {
         f"macro F1 over {len(result['per_finding'])} findings": "macro_f1",
         "micro F1": "micro_f1",
@@ -138,7 +139,7 @@ On {plan["phantoms"]:,} phantoms (series {plan["train_seed"]}), one thread of a 
 4. DCD: one step a block, taught by {plan["teacher_reports"]:,} reports that the model of step 3 decoded with the
    canonical rule (of nearly equal tokens always the same one); reports that find anything else than the phantom's
    own one are left out; {plan["dcd_samples"]:,} samples.
-{start and f"{chr(10)}{start}{chr(10)}"}
+{on_start}
 To train it again: `make demo-model` (seeds fixed; sums may round differently on another processor).
 
 ## What was measured

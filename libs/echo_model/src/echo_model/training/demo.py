@@ -35,7 +35,7 @@ from echo_model.training.corpus import Corpus
 from echo_model.training.curves import draw_curves
 from echo_model.training.dcd import Distillation, distil_loss
 from echo_model.training.demo_plan import AR_RATES, BATCH, DCD_RATES, RAD_RATES, Plan
-from echo_model.training.features import Features
+from echo_model.training.features import Features, see_corpus
 from echo_model.training.loop import Stopped
 from echo_model.training.rollout import Trajectories, roll_out
 from echo_model.training.shape import Layout, new_model, prompt_layout
@@ -116,13 +116,7 @@ class Training:
             raise ValueError(f"{start} was not trained on these texts: its tokenizer is another one")
         self.model.load_state_dict(model.model.state_dict())
         corpus = Corpus(self.work / "corpus", self.plan.train_seed, self.plan.phantoms)
-        features = Features(self.work / "corpus", self.plan.phantoms)
-        corpus.start()
-        try:
-            features.fill(self.model.model.visual, corpus, self.plan.phantoms, say=say, stopped=self.stopped)
-        finally:
-            corpus.stop()
-        return features
+        return see_corpus(self.model.model.visual, corpus, say=say, stopped=self.stopped)
 
     def checker(self, seed: int, count: int) -> Checker:
         """Held-out phantoms as the trained tower sees them; kept in the work folder."""

@@ -61,3 +61,14 @@ class Features:
     def rows(self, rows: Any) -> torch.Tensor:
         """Visual tokens of some phantoms, float32 (B, VISUAL_TOKENS, TEXT_HIDDEN)."""
         return torch.from_numpy(np.asarray(self._values[rows]).astype(np.float32))
+
+
+def see_corpus(visual: Any, corpus: Corpus, *, say: Callable[[str], None], stopped: Callable[[], bool]) -> Features:
+    """All phantoms of a corpus as a trained tower sees them; they are drawn meanwhile. Raises Stopped when asked."""
+    features = Features(corpus.folder, corpus.count)
+    corpus.start()
+    try:
+        features.fill(visual, corpus, corpus.count, say=say, stopped=stopped)
+    finally:
+        corpus.stop()
+    return features

@@ -34,7 +34,7 @@ from echo_model.training.corpus import Corpus, training_report
 from echo_model.training.dcd import Distillation, distil_loss
 from echo_model.training.demo import say
 from echo_model.training.demo_plan import AR_RATES, BATCH, DCD_RATES, RAD_RATES
-from echo_model.training.features import Features
+from echo_model.training.features import Features, see_corpus
 from echo_model.training.loop import Stopped
 from echo_model.training.objectives import consistency_loss, dparallel_loss, t3d_loss
 from echo_model.training.rollout import Trajectories, roll_out
@@ -272,15 +272,8 @@ def _raw(report: Report) -> Report:
 
 def _features(work: Path, budget: Budget, visual: Any, stopped: Callable[[], bool]) -> Features:
     """Visual tokens of the corpus, shared by all seeds; only one process may make them."""
-    folder = work / "corpus"
-    corpus = Corpus(folder, CORPUS_SEED, budget.phantoms)
-    corpus.start()
-    try:
-        features = Features(folder, budget.phantoms)
-        features.fill(visual, corpus, budget.phantoms, say=say, stopped=stopped)
-    finally:
-        corpus.stop()
-    return features
+    corpus = Corpus(work / "corpus", CORPUS_SEED, budget.phantoms)
+    return see_corpus(visual, corpus, say=say, stopped=stopped)
 
 
 def run(
