@@ -15,8 +15,8 @@ from pynetdicom import ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
 
 from dicom_listener.adapters.dimse_archive import MODELS
 from dicom_listener.adapters.scp import SERVICES
-from dicom_listener.adapters.staging import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_listener.domain.access import TurnedAway
+from dicom_listener.domain.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_listener.domain.refusals import Reason
 from dicom_listener.domain.stow import NotTaken
 from dicom_listener.settings import Settings

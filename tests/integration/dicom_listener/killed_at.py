@@ -28,11 +28,11 @@ POINTS: dict[str, tuple[object, str, bool]] = {
     # name: (class or module, function, whether the function runs first)
     "chunk_written": (IncomingFile, "write", True),
     "file_whole": (IncomingFile, "finish", True),
-    "file_renamed": (store, "_fsync_directory", False),
+    "file_renamed": (store, "_fsync", False),
     "folder_synced": (LocalObjectStore, "put_file", True),
     "row_written": (SqlLedger, "_touch_study", True),
     "row_committed": (SqlLedger, "record", True),
-    "success_sent": (StagingDimse, "send_msg", True),
+    "success_sent": (StagingDimse, "_answer", True),
     "before_publishing": (SqlProducer, "publish", False),
     "published": (SqlProducer, "publish", True),
     "marked": (OutboxRelay, "relay_once", True),

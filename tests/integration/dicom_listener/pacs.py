@@ -26,6 +26,7 @@ from dicom_listener.adapters.dimse_archive import DimseArchive, DimseOptions
 from dicom_listener.adapters.fetches import SqlFetches
 from dicom_listener.adapters.web_archive import WebArchive, WebOptions
 from dicom_listener.handlers.fetch import Archive, FetchLoop
+from integration.dicom_listener.certificates import Papers
 from integration.dicom_listener.peers import DX, EXPLICIT, Listener, wait_for
 from integration.dicom_listener.stow_peers import part10
 from pipeline.clock import Clock, ManualClock, SystemClock
@@ -50,15 +51,15 @@ class Orthanc:
         answers = [httpx.post(f"{self.url}/instances", content=part10(ds), timeout=60).json() for ds in images]
         return [answer["ID"] for answer in answers]
 
-    def knows(self, listener: Listener) -> None:
+    def knows(self, listener: Listener, *, tls: bool = False) -> None:
         """Let C-MOVE to ECHO go to this listener."""
-        where = {"AET": "ECHO", "Host": "127.0.0.1", "Port": listener.port}
+        where = {"AET": "ECHO", "Host": "127.0.0.1", "Port": listener.port, "UseDicomTls": tls}
         httpx.put(f"{self.url}/modalities/echo", json=where, timeout=60).raise_for_status()
 
 
 @contextmanager
-def orthanc(folder: Path) -> Iterator[Orthanc]:
-    """A new, empty Orthanc on ports of its own."""
+def orthanc(folder: Path, papers: Papers | None = None) -> Iterator[Orthanc]:
+    """A new, empty Orthanc on ports of its own; with papers it speaks TLS, and wants to see a certificate."""
     http_port, dicom_port = ports.free_port(), ports.free_port()
     configuration = {
         "StorageDirectory": str(folder / "data"),
@@ -75,6 +76,15 @@ def orthanc(folder: Path) -> Iterator[Orthanc]:
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
         "StableAge": 1,
     }
+    if papers is not None:
+        certificate, key = papers.sender
+        configuration |= {
+            "DicomTlsEnabled": True,
+            "DicomTlsCertificate": str(certificate),
+            "DicomTlsPrivateKey": str(key),
+            "DicomTlsTrustedCertificates": str(papers.authority),
+            "DicomTlsRemoteCertificateRequired": True,
+        }
     (folder / "orthanc.json").write_text(json.dumps(configuration))
     with (folder / "log").open("wb") as log:
         child = subprocess.Popen(["/usr/sbin/Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log)
@@ -168,10 +178,10 @@ def pacs(listener_port: int, images: Sequence[Dataset], port: int = 0, **more: A
         server.shutdown()
 
 
-def dimse_archive(port: int, title: str = "PACS") -> DimseArchive:
+def dimse_archive(port: int, title: str = "PACS", tls: ssl.SSLContext | None = None) -> DimseArchive:
     """As the listener ECHO."""
-    address = PeerAddress("127.0.0.1", port)
-    return DimseArchive(DimseOptions("ECHO", title, address, connect_seconds=20, answer_seconds=60))
+    address = PeerAddress("127.0.0.1", port, tls=tls is not None)
+    return DimseArchive(DimseOptions("ECHO", title, address, connect_seconds=20, answer_seconds=60, tls=tls))
 
 
 @contextmanager

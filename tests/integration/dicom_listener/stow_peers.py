@@ -12,9 +12,9 @@ import httpx
 from pydicom.dataset import Dataset
 from starlette.applications import Starlette
 
-from dicom_listener.adapters.staging import part10_header
 from dicom_listener.adapters.stow import StowDoor, StowOptions
 from dicom_listener.adapters.stow_server import StowServer
+from dicom_listener.domain.part10 import part10_head
 from integration.dicom_listener.peers import EXPLICIT, Listener, encoded
 from pipeline.clock import SystemClock
 from pipeline.http import bind
@@ -26,7 +26,7 @@ JSON = {"accept": "application/dicom+json"}
 
 def part10(ds: Dataset, transfer_syntax_uid: str = EXPLICIT, data: bytes | None = None) -> bytes:
     """The data set (or its bytes) as a Part 10 file, under somebody else's file meta information."""
-    head = part10_header(ds.SOPClassUID, ds.SOPInstanceUID, transfer_syntax_uid)
+    head = part10_head(ds.SOPClassUID, ds.SOPInstanceUID, transfer_syntax_uid)
     return head.replace(b"ECHO-CXR-1", b"SOMEBODY-9") + (data or encoded(ds))
 
 

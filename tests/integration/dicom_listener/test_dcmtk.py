@@ -30,8 +30,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dicom_listener.adapters.staging import part10_header
 from dicom_listener.adapters.tables import instances
+from dicom_listener.domain.part10 import part10_head
 from integration.dicom_listener.peers import (
     BIG,
     DX,
@@ -60,7 +60,7 @@ def run(*command: str) -> str:
 def film(path: Path, syntax: str = EXPLICIT) -> str:
     """A file in that transfer syntax; compressed pixels only look like a bit stream, which nobody decodes here."""
     ds = image(size=200)
-    path.write_bytes(part10_header(DX, ds.SOPInstanceUID, syntax) + encoded(ds, syntax))
+    path.write_bytes(part10_head(DX, ds.SOPInstanceUID, syntax) + encoded(ds, syntax))
     return str(ds.SOPInstanceUID)
 
 

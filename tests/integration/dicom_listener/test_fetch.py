@@ -14,7 +14,9 @@ import pytest
 from pydicom.dataset import Dataset
 
 from dicom_listener.adapters.tables import instances
+from dicom_listener.adapters.transport import TlsFiles, server_context
 from dicom_listener.handlers.fetch import Fetch, Wish
+from integration.dicom_listener.certificates import client, new_papers
 from integration.dicom_listener.pacs import (
     Fetching,
     Orthanc,
@@ -144,6 +146,36 @@ def test_orthanc_sends_by_stow(listener: Listener, archive: Orthanc) -> None:
         httpx.post(f"{archive.web}/servers/echo/stow", json={"Resources": ids}, timeout=90).raise_for_status()
     for ds in images:
         assert listener.data_set(listener.instance(ds.SOPInstanceUID).object_key) == encoded(ds)
+
+
+@pytest.mark.needs("orthanc")
+def test_from_orthanc_over_mutual_tls(tmp_path: Path) -> None:
+    papers = new_papers(tmp_path)
+    certificate, key = papers.server
+    ours = server_context(TlsFiles(str(certificate), str(key), str(papers.authority)))
+    (tmp_path / "orthanc").mkdir()
+    wanted, unknown = film("P", "20260101", size=900), film("P", "20260102")
+    with (
+        orthanc(tmp_path / "orthanc", papers) as archive,
+        listening(f"sqlite:///{tmp_path}/l.sqlite3", tmp_path / "objects", tls=ours) as listener,
+    ):
+        archive.add(wanted, unknown)
+        archive.knows(listener, tls=True)
+        work = fetching(listener, dimse_archive(archive.port, "ORTHANC", client(papers, papers.server)))
+        id_ = ask(work, study=wanted.StudyInstanceUID)
+        assert work.step()
+        assert state(work, id_) == ("done", None)
+        assert [row.sop_instance_uid for row in listener.rows(instances)] == [wanted.SOPInstanceUID]
+        # Without TLS, or with a certificate of somebody else, the archive does not talk to us.
+        id_ = ask(work, study=unknown.StudyInstanceUID)
+        for tls in (None, client(papers, papers.stranger)):
+            assert fetching(listener, dimse_archive(archive.port, "ORTHANC", tls), work.clock).step()
+            assert state(work, id_) == ("queued", "archive_unreachable")
+        # And the archive is not heard here without TLS.
+        archive.knows(listener, tls=False)
+        assert work.step()
+        assert state(work, id_)[0] == "queued"
+        assert {row.reason for row in listener.refusals()} == {"tls_handshake_failed"}
 
 
 @pytest.mark.needs("orthanc")

@@ -49,9 +49,11 @@ def test_malformed(listener: Listener, case: Case) -> None:
         wait_for(lambda: len(listener.refusals()) > known)
         assert {row.reason for row in listener.refusals()[known:]} == {case.reason}
     wait_for(lambda: not listener.staged())
-    # Some of the 200 requests without waiting were whole and are kept: asking too fast spoils no object.
-    if "200 requests" not in case.what:
-        assert len(listener.rows(instances)) - rows == (case.answer == "status 0000")
+    added = len(listener.rows(instances)) - rows
+    if "200 requests" in case.what:  # the sender left after the first answer; it had sent the same five again and again
+        assert 1 <= added <= 5
+    else:
+        assert added == (case.answer == "status 0000")
     with Wire(listener.port) as wire:
         wire.associate()
         wire.send(message(3, ECHO))

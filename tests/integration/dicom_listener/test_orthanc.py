@@ -10,8 +10,8 @@ import httpx
 import pytest
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
-from dicom_listener.adapters.staging import part10_header
 from dicom_listener.adapters.tables import instances
+from dicom_listener.domain.part10 import part10_head
 from integration.dicom_listener.peers import DX, EXPLICIT, IMPLICIT, Listener, encoded, image, listening, wait_for
 
 
@@ -42,7 +42,7 @@ def test_auto_route(listener: Listener, orthanc: Orthanc, unique: str) -> None:
                 ds = image(size=150)
                 data = encoded(ds, syntax)
                 sent[ds.SOPInstanceUID] = syntax, data
-                file = part10_header(DX, ds.SOPInstanceUID, syntax) + data
+                file = part10_head(DX, ds.SOPInstanceUID, syntax) + data
                 resources.append(http.post("/instances", content=file).raise_for_status().json()["ID"])
             wait_for(lambda: len(listener.rows(instances)) == len(syntaxes))
         finally:

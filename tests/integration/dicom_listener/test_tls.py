@@ -7,69 +7,22 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 
-from dicom_listener.adapters.staging import part10_header
 from dicom_listener.adapters.tables import instances
 from dicom_listener.adapters.transport import TlsFiles, server_context
+from dicom_listener.domain.part10 import part10_head
+from integration.dicom_listener.certificates import Papers, client, new_papers
 from integration.dicom_listener.peers import DX, EXPLICIT, Listener, Sender, encoded, image, listening, wait_for
 from integration.dicom_listener.stow_peers import CONTENT_TYPE, body_of, part10, stow_door
 
 
-@dataclass(frozen=True)
-class Authority:
-    """A certificate authority made for one test run; `issue` gives (certificate, key)."""
-
-    folder: Path
-    name: str
-
-    def _openssl(self, *arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=self.folder, timeout=60)
-
-    @property
-    def certificate(self) -> Path:
-        path = self.folder / f"{self.name}.pem"
-        if not path.exists():
-            subject, key = f"/CN={self.name}", f"{self.name}.key"
-            curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-            self._openssl("req", "-x509", *curve, "-keyout", key, "-out", path.name, "-subj", subject, "-days", "2")
-        return path
-
-    def issue(self, name: str) -> tuple[Path, Path]:
-        authority = self.certificate
-        certificate, key = self.folder / f"{name}.crt", self.folder / f"{name}.key"
-        request, extensions = self.folder / f"{name}.csr", self.folder / f"{name}.ext"
-        extensions.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-        # RSA, which every DICOM toolkit of the last twenty years can do.
-        self._openssl(
-            "req", "-newkey", "rsa:2048", "-nodes", "-keyout", key.name, "-out", request.name, "-subj", f"/CN={name}"
-        )
-        self._openssl(
-            *("x509", "-req", "-in", request.name, "-CA", authority.name, "-CAkey", f"{self.name}.key"),
-            *("-CAcreateserial", "-out", certificate.name, "-days", "2", "-extfile", extensions.name),
-        )
-        return certificate, key
-
-
-@dataclass(frozen=True)
-class Papers:
-    """Certificates of the server, of a known sender and of a stranger."""
-
-    authority: Path
-    server: tuple[Path, Path]
-    sender: tuple[Path, Path]
-    stranger: tuple[Path, Path]
-
-
 @pytest.fixture(scope="module")
 def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
-    folder = tmp_path_factory.mktemp("tls")
-    ours, theirs = Authority(folder, "hospital"), Authority(folder, "elsewhere")
-    return Papers(ours.certificate, ours.issue("server"), ours.issue("sender"), theirs.issue("stranger"))
+    return new_papers(tmp_path_factory.mktemp("tls"))
 
 
 def tls_listener(tmp_path: Path, papers: Papers, *, mutual: bool) -> Iterator[Listener]:
@@ -87,13 +40,6 @@ def tls(tmp_path: Path, papers: Papers) -> Iterator[Listener]:
 @pytest.fixture
 def mutual(tmp_path: Path, papers: Papers) -> Iterator[Listener]:
     yield from tls_listener(tmp_path, papers, mutual=True)
-
-
-def client(papers: Papers, own: tuple[Path, Path] | None = None) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=str(papers.authority))
-    if own is not None:
-        context.load_cert_chain(*own)
-    return context
 
 
 def store(listener: Listener, context: ssl.SSLContext | None, size: int = 64) -> int | None:
@@ -195,7 +141,7 @@ def test_dcmtk_stores_over_mutual_tls(
 ) -> None:
     certificate, key = papers.sender
     ds, path = image(size=600), tmp_path / "film.dcm"
-    path.write_bytes(part10_header(DX, ds.SOPInstanceUID, EXPLICIT) + encoded(ds))
+    path.write_bytes(part10_head(DX, ds.SOPInstanceUID, EXPLICIT) + encoded(ds))
     own = ["+tls", str(key), str(certificate), "+cf", str(papers.authority)]
     command = [dcmtk("storescu"), *own, "-aec", "ECHO", "127.0.0.1", str(mutual.port), str(path)]
     done = subprocess.run(command, capture_output=True, timeout=60, check=False)

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dicom_listener.adapters.parts import Exchange, IncomingParts, MalformedBody, multipart_of
-from dicom_listener.adapters.staging import IncomingFile, part10_header
-from dicom_listener.domain.part10 import MOST_HEAD, FileMeta, read_file_meta
+from dicom_listener.adapters.staging import IncomingFile
+from dicom_listener.domain.part10 import MOST_HEAD, FileMeta, part10_head, read_file_meta
 from dicom_listener.domain.refusals import Reason, Refused
 from dicom_listener.domain.stow import PartOutcome, http_status, store_instances_response
 from dicom_listener.ports import Peer
 from pipeline.store import LocalObjectStore
 
 UIDS = ("1.2.840.10008.5.1.4.1.1.1.1", "2.25.1", "1.2.840.10008.1.2.1")
-HEAD = part10_header(*UIDS)
+HEAD = part10_head(*UIDS)
 FIRST = (
     b"\x08\x00\x05\x00CS\x00\x00"  # an element of the data set, so that what follows cannot be file meta information
 )
@@ -37,7 +37,7 @@ class Keeper:
 
     def receive(self, staged: IncomingFile, *_: Any) -> int:
         staged.finish()
-        data = Path(staged.name).read_bytes()[staged.data_set_offset :]
+        data = staged.path.read_bytes()[staged.data_set_offset :]
         self.files.append((staged.sop_class_uid, staged.sop_instance_uid, staged.transfer_syntax_uid, data))
         staged.discard()
         return 0

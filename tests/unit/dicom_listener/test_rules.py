@@ -55,7 +55,7 @@ def test_codes_are_unique() -> None:
 
 def test_object_keys_are_made_of_the_hash() -> None:
     key = object_key("ab12" + "0" * 60)
-    assert check_key(key) == "objects/ab/12/ab12" + "0" * 60 + ".dcm"
+    assert check_key(key) == "objects/ab/ab12" + "0" * 60 + ".dcm"
 
 
 class Thread:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydicom import config as pydicom_config
@@ -21,6 +20,7 @@ from pynetdicom.pdu_primitives import P_DATA
 
 from dicom_listener.adapters.staging import IncomingFile
 from dicom_listener.domain.access import TurnedAway
+from dicom_listener.domain.wire import p_data_of_command, store_response
 
 VERIFICATION, STORAGE_COMMITMENT = "1.2.840.10008.1.1", "1.2.840.10008.1.20.1"
 
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 Begin = Callable[[str, str, str], IncomingFile]
 """(SOP Class UID, SOP Instance UID, Transfer Syntax UID) -> where the data set goes."""
+Finish = Callable[[IncomingFile], int]
+"""All of the data set is there -> the status that the sender is told."""
 
 
 def configure() -> None:
@@ -64,26 +66,50 @@ class _Progress:
     request_bytes: int = 0
 
 
+@dataclass
+class _Storing:
+    """The C-STORE request whose data set is arriving."""
+
+    context_id: int
+    command: Any
+    incoming: IncomingFile
+
+
 class StagingDimse(DIMSEServiceProvider):
     """Replaces an association's provider before its first message."""
 
     def __init__(
-        self, assoc: Any, connection: socket.socket, begin: Begin, turn_away: Callable[[TurnedAway], None]
+        self,
+        assoc: Any,
+        connection: socket.socket,
+        begin: Begin,
+        finish: Finish,
+        turn_away: Callable[[TurnedAway], None],
     ) -> None:
         super().__init__(assoc)
         self.connection = connection
         self._begin = begin
+        self._finish = finish
         self._turn_away = turn_away
-        self._incoming: list[IncomingFile] = []
+        self._storing: _Storing | None = None
         self._progress = _Progress()
 
-    def receive_primitive(self, primitive: P_DATA) -> None:
-        """One P-DATA; its values are handled one by one, so that a file stands ready before the first data fragment."""
+    def receive_values(self, values: Sequence[tuple[int, memoryview]]) -> None:
+        """The values of one P-DATA-TF one by one, so that a file stands ready before the first data fragment.
+
+        Fragments of an object go straight into its file, and a request to store is answered here and now, in the thread
+        that reads: the sender waits for the answer, and so may we.
+        """
         try:
-            for value in primitive.presentation_data_value_list:
-                self._check(*value)
+            for context_id, value in values:
+                self._check(context_id, value)
+                if self._storing is not None and not value[0] & 1:
+                    self._storing.incoming.write(value[1:])
+                    if value[0] & 2:
+                        self._store()
+                    continue
                 single = P_DATA()
-                single.presentation_data_value_list.append(value)
+                single.presentation_data_value_list.append((context_id, value))  # type: ignore[arg-type]  # no copy
                 super().receive_primitive(single)
                 self._stage()
                 if self.message is None:
@@ -96,7 +122,29 @@ class StagingDimse(DIMSEServiceProvider):
             self.abandon()
             self.dul.event_queue.put("Evt19")
 
-    def _check(self, context_id: int, value: bytes) -> None:
+    def _store(self) -> None:
+        """The object has come whole."""
+        storing, self._storing = self._storing, None
+        assert storing is not None
+        self.message = None
+        self._progress = _Progress()
+        status = self._finish(storing.incoming)
+        storing.incoming.discard()  # if it is still there
+        self._answer(storing.context_id, storing.command, status)
+
+    def _answer(self, context_id: int, command: Any, status: int) -> None:
+        """Straight to the socket: the reading thread is the one that writes while data are transferred."""
+        response = store_response(
+            _text(command.AffectedSOPClassUID),
+            _text(command.AffectedSOPInstanceUID),
+            _number(command.MessageID),
+            status,
+        )
+        for pdu in p_data_of_command(context_id, response, self.maximum_pdu_size or 0):
+            if self.dul.socket is not None:  # the connection may have been closed in the meantime
+                self.dul.socket.send(pdu)
+
+    def _check(self, context_id: int, value: memoryview) -> None:
         """Raise for a fragment that must not come now (PS3.8 annex E), or that would fill the memory."""
         progress = self._progress
         if context_id not in self.assoc._accepted_cx:
@@ -134,28 +182,33 @@ class StagingDimse(DIMSEServiceProvider):
         if self.message is not None and self._progress.has_command and not self._progress.is_checked:
             self._progress.is_checked = True
             self._check_command()
-        if not isinstance(self.message, C_STORE_RQ) or self.message._data_set_file is not None:
+        if not isinstance(self.message, C_STORE_RQ) or self._storing is not None:
             return
-        message: Any = self.message  # the library declares its own temporary file where ours goes
+        message: Any = self.message  # the library declares less than it has
         command = message.command_set
-        context = self.assoc._accepted_cx[int(message.context_id)]
+        context_id: int = message.context_id
+        context = self.assoc._accepted_cx[context_id]
         incoming = self._begin(
             str(command.AffectedSOPClassUID), str(command.AffectedSOPInstanceUID), str(context.transfer_syntax[0])
         )
-        self._incoming = [each for each in self._incoming if Path(each.name).exists()]
-        self._incoming.append(incoming)
-        message._data_set_file = incoming
-        message._data_set_path = Path(incoming.name)
+        self._storing = _Storing(context_id, command, incoming)
 
     def abandon(self) -> None:
         """The message under way will not be finished."""
-        message: Any = self.message
-        if message is not None and message._data_set_file is not None:
-            message._data_set_file.discard()
+        self.discard_all()
         self.message = None
         self._progress = _Progress()
 
     def discard_all(self) -> None:
         """The association has ended: nothing of it that was not acknowledged is kept."""
-        for incoming in self._incoming:
-            incoming.discard()
+        storing, self._storing = self._storing, None
+        if storing is not None:
+            storing.incoming.discard()
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "\\".join(value)
+
+
+def _number(value: Any) -> int:
+    return int(value if isinstance(value, int) else value[0])

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
-from pynetdicom import AE
+from pynetdicom import AE, evt
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made when the module is loaded
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelMove,
@@ -143,15 +143,44 @@ class DimseArchive:
 
     @contextlib.contextmanager
     def _association(self, model: str) -> Iterator[Any]:
+        with contextlib.ExitStack() as sockets:  # the library leaves one open when the archive is the first to go
+            assoc = self._associate(model, sockets)
+            with self._lock:
+                self._running.add(assoc)
+                interrupted = self._interrupted
+            try:
+                if interrupted:
+                    raise FetchFailed(Problem.UNREACHABLE, "the listener is stopping")
+                if not assoc.accepted_contexts:
+                    raise FetchFailed(Problem.REFUSED, "the archive does not offer C-FIND or C-MOVE")
+                yield assoc
+                if assoc.is_established:
+                    assoc.release()
+            except (RuntimeError, ValueError, OSError) as error:  # what pynetdicom raises when the association breaks
+                raise FetchFailed(Problem.UNREACHABLE, type(error).__name__) from error
+            finally:
+                with self._lock:
+                    self._running.discard(assoc)
+                if assoc.is_established:
+                    assoc.abort()  # answers may still be under way
+
+    def _associate(self, model: str, sockets: contextlib.ExitStack) -> Any:
         options = self._options
         ae = AE(ae_title=options.ae_title)
         ae.connection_timeout = ae.acse_timeout = options.connect_seconds
         ae.dimse_timeout = ae.network_timeout = options.answer_seconds
         ae.add_requested_context(model)
         host = options.address.host
-        tls = (options.tls, host) if options.address.tls and options.tls is not None else None
         try:
-            assoc = ae.associate(host, options.address.port, ae_title=options.archive_ae_title, tls_args=tls)
+            assoc = ae.associate(
+                host,
+                options.address.port,
+                ae_title=options.archive_ae_title,
+                tls_args=(options.tls, host) if options.address.tls and options.tls is not None else None,
+                evt_handlers=[
+                    (evt.EVT_CONN_OPEN, lambda event: sockets.callback(event.assoc.dul.socket.socket.close)),
+                ],
+            )
         except (RuntimeError, OSError) as error:
             raise FetchFailed(Problem.UNREACHABLE, type(error).__name__) from error
         if assoc.is_rejected:
@@ -160,24 +189,7 @@ class DimseArchive:
             raise FetchFailed(Problem.REFUSED, "association " + "/".join(map(str, parts)))
         if not assoc.is_established:
             raise FetchFailed(Problem.UNREACHABLE)
-        with self._lock:
-            self._running.add(assoc)
-            interrupted = self._interrupted
-        try:
-            if interrupted:
-                raise FetchFailed(Problem.UNREACHABLE, "the listener is stopping")
-            if not assoc.accepted_contexts:
-                raise FetchFailed(Problem.REFUSED, "the archive does not offer C-FIND or C-MOVE")
-            yield assoc
-            if assoc.is_established:
-                assoc.release()
-        except (RuntimeError, ValueError, OSError) as error:  # what pynetdicom raises when the association breaks
-            raise FetchFailed(Problem.UNREACHABLE, type(error).__name__) from error
-        finally:
-            with self._lock:
-                self._running.discard(assoc)
-            if assoc.is_established:
-                assoc.abort()  # answers may still be under way
+        return assoc
 
 
 def _series(assoc: Any, study_instance_uid: str) -> list[ArchivedSeries]:

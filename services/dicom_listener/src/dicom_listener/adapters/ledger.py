@@ -13,12 +13,13 @@ from sqlalchemy.engine import Connection
 
 from dicom_listener.adapters import tables
 from dicom_listener.adapters.tables import fetched_priors, instances, outbox, studies
+from dicom_listener.adapters.together import Together
 from dicom_listener.domain.completeness import CompletionReason, OpenStudy
 from dicom_listener.domain.header import merged
 from dicom_listener.handlers.events import dicom_refused, study_completed, study_opened
 from dicom_listener.ports import CountedRefusal, Recorded, StoredObject
 from pipeline.clock import iso
-from pipeline.database import Database
+from pipeline.database import Database, is_transient
 from pipeline.errors import TransientError
 
 OPEN, COMPLETE = "open", "complete"
@@ -28,6 +29,7 @@ _OF_INSTANCE = sa.select(instances.c.id, instances.c.sha256, instances.c.valid, 
     instances.c.sop_instance_uid == sa.bindparam("uid")
 )
 _LOCK_STUDY = sa.select(studies).where(studies.c.study_instance_uid == sa.bindparam("uid")).with_for_update()
+_UPDATE_STUDY = studies.update().where(studies.c.study_instance_uid == sa.bindparam("uid"))
 _INSERT_INSTANCE = instances.insert()
 _MAKE_STUDY_SQLITE = sqlite_insert(studies).on_conflict_do_nothing()
 _MAKE_STUDY_POSTGRESQL = postgresql_insert(studies).on_conflict_do_nothing()
@@ -43,15 +45,26 @@ class SqlLedger:
     def __init__(self, database: Database, duplicate_policy: Literal["keep_first", "replace"]) -> None:
         self._database = database
         self._replace = duplicate_policy == "replace"
+        self._together: Together[tuple[StoredObject, datetime], Recorded] = Together(
+            self._record_all, is_of_all=is_transient
+        )
 
     def record(self, stored: StoredObject, now: datetime) -> Recorded:
-        """Index an object; concurrent senders of one study wait for each other on its row."""
+        """Index an object, in one transaction with those of other associations that wait at the same moment."""
+        return self._together((stored, now))
+
+    def _record_all(self, objects: Sequence[tuple[StoredObject, datetime]]) -> Sequence[Recorded]:
+        """In one transaction. Concurrent writers of one study, other processes too, wait for each other on its row."""
+        in_order = sorted(range(len(objects)), key=lambda n: objects[n][0].header.study_instance_uid)  # no deadlock
         for _attempt in range(3):
             try:
                 with self._database.write() as connection:
-                    return self._record(connection, stored, now)
+                    outcomes = {n: self._record(connection, *objects[n]) for n in in_order}
             except (_LostRaceError, sa.exc.IntegrityError):
+                if len(objects) > 1:
+                    raise  # whose fault it is shows when each is tried alone
                 continue  # the other one has committed, so its rows are visible now
+            return [outcomes[n] for n in range(len(objects))]
         raise TransientError("the same SOP instance keeps arriving on several associations")
 
     def _record(self, connection: Connection, stored: StoredObject, now: datetime) -> Recorded:
@@ -194,9 +207,7 @@ class SqlLedger:
             "accession_number": fields["order"]["accession_number"],
             "patient_id": fields["patient"]["patient_id"],
         }
-        connection.execute(
-            studies.update().where(studies.c.study_instance_uid == header.study_instance_uid).values(**values)
-        )
+        connection.execute(_UPDATE_STUDY, {"uid": header.study_instance_uid, **values})
 
     def refuse(self, refusals: Sequence[CountedRefusal], now: datetime) -> None:
         """Write down refusals, with an event for each."""

@@ -17,6 +17,7 @@ from pynetdicom.pdu_primitives import A_P_ABORT
 from dicom_listener import metrics
 from dicom_listener.adapters.commitment_scp import CommitmentScp
 from dicom_listener.adapters.dimse import STORAGE_COMMITMENT, VERIFICATION, StagingDimse, configure
+from dicom_listener.adapters.reactor import wake_by_events
 from dicom_listener.adapters.staging import IncomingFile
 from dicom_listener.adapters.transport import PduReader, Server
 from dicom_listener.domain.access import AccessRule, TurnedAway, check_access
@@ -167,18 +168,26 @@ class StorageScp:
         connection = assoc.dul.socket.socket
         connection.settimeout(options.network_timeout_seconds)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        assoc.dul.socket.recv = PduReader(
+        pdus = PduReader(
             assoc.dul.socket,
             options.maximum_pdu_bytes,
             lambda: options.network_timeout_seconds if assoc.is_established else options.request_timeout_seconds,
             lambda reason: self._turn_away(
                 assoc, TurnedAway.IDLE if reason is TurnedAway.STALLED and assoc.is_established else reason
             ),
-        ).recv
+        )
+        assoc.dul.socket.recv = pdus.recv
         machine = assoc.dul.state_machine
         machine.do_action = self._guarded(assoc, machine.do_action)
         assoc.acse.negotiate_association = self._guarded(assoc, assoc.acse.negotiate_association)
-        assoc.dimse = StagingDimse(assoc, connection, self._begin, lambda reason: self._turn_away(assoc, reason))
+        assoc.dimse = StagingDimse(
+            assoc,
+            connection,
+            self._begin,
+            lambda incoming: self._finish(assoc, incoming),
+            lambda reason: self._turn_away(assoc, reason),
+        )
+        wake_by_events(assoc, assoc.dimse, pdus)
 
     def _begin(self, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> IncomingFile:
         refused = self._receiver.admit(sop_class_uid, sop_instance_uid, transfer_syntax_uid)
@@ -298,17 +307,18 @@ class StorageScp:
         return SUCCESS
 
     def _on_store(self, event: Any) -> int:
-        incoming = event.request._dataset_file
-        if incoming is None:
-            reason = Reason.UNREADABLE
-            self._refusals.note(
-                Refusal("object", reason.code, "there is no data set", _peer(event.assoc), status=reason.status)
-            )
-            return reason.status
+        """A request to store whose command says that there is no data set; others end in `_finish`."""
+        reason = Reason.UNREADABLE
+        self._refusals.note(
+            Refusal("object", reason.code, "there is no data set", _peer(event.assoc), status=reason.status)
+        )
+        return reason.status
+
+    def _finish(self, assoc: Any, incoming: IncomingFile) -> int:
         try:
-            return self._receiver.receive(incoming, _peer(event.assoc), event.assoc)
+            return self._receiver.receive(incoming, _peer(assoc), assoc)
         finally:
-            event.assoc.dul._idle_timer.restart()  # the sender was waiting for us, not silent
+            assoc.dul._idle_timer.restart()  # the sender was waiting for us, not silent
 
 
 def _forget_dead(of_associations: dict[Any, Any]) -> None:

@@ -10,33 +10,12 @@ import uuid
 from pathlib import Path
 from typing import IO
 
-from pydicom.dataset import FileMetaDataset
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_file_meta_info
-from pydicom.uid import UID
-
 from dicom_listener.domain.header import ObjectHeader, read_header
+from dicom_listener.domain.part10 import part10_head
 from dicom_listener.domain.refusals import Reason, Refused
 from pipeline.store import ObjectStore
 
-# Constant over releases, so that the same data set always makes the same file and duplicates are recognised.
-IMPLEMENTATION_CLASS_UID = "2.25.229447813905537011275319837465019283746"
-IMPLEMENTATION_VERSION_NAME = "ECHO-CXR-1"
 _PREFIX = "dicom-"
-
-
-def part10_header(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
-    """Preamble, prefix and file meta information (PS3.10 section 7.1) before a data set."""
-    meta = FileMetaDataset()
-    meta.FileMetaInformationVersion = b"\x00\x01"
-    meta.MediaStorageSOPClassUID = UID(sop_class_uid)
-    meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
-    meta.TransferSyntaxUID = UID(transfer_syntax_uid)
-    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
-    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
-    buffer = DicomBytesIO()
-    write_file_meta_info(buffer, meta)
-    return b"\x00" * 128 + b"DICM" + buffer.getvalue()
 
 
 def clear_leftovers(staging: Path) -> int:
@@ -48,7 +27,7 @@ def clear_leftovers(staging: Path) -> int:
 
 
 class IncomingFile:
-    """Implements `ports.StagedFile`, and of Python's file protocol as much as pynetdicom uses.
+    """Implements `ports.StagedFile`.
 
     A refusal known from the start, or an error while writing, lets the rest of the bytes pass by unwritten: the
     association stays usable, and the sender gets a status for the object instead of a broken connection.
@@ -74,12 +53,10 @@ class IncomingFile:
         self._refused = refused
         self._hash = hashlib.sha256()
         self._stream: IO[bytes] | None = None
-        self._path = store.staging_dir() / f"{_PREFIX}{uuid.uuid4().hex}.part"
-        self.name = str(self._path)  # pynetdicom unlinks this name after the handler; by then it has moved
-        self.file = self  # pynetdicom flushes `.file` after each fragment, which buffered writing does not need
+        self.path = store.staging_dir() / f"{_PREFIX}{uuid.uuid4().hex}.part"
         if refused is None:
             try:
-                self._stream = self._path.open("wb", buffering=1 << 20)
+                self._stream = self.path.open("wb", buffering=1 << 16)  # larger pieces go past it
             except OSError as error:
                 self._fail(error)
             else:
@@ -87,7 +64,7 @@ class IncomingFile:
                 self.data_set_offset = self.size_bytes
 
     def _head(self) -> bytes:
-        return part10_header(self.sop_class_uid, self.sop_instance_uid, self.transfer_syntax_uid)
+        return part10_head(self.sop_class_uid, self.sop_instance_uid, self.transfer_syntax_uid)
 
     def write(self, data: bytes | memoryview) -> None:
         """Append; an error is remembered for `finish` and not raised."""
@@ -104,9 +81,6 @@ class IncomingFile:
             return
         self._hash.update(data)
         self.size_bytes += len(data)
-
-    def flush(self) -> None:
-        """Nothing: durability comes once, when the object is moved into the store."""
 
     def close(self) -> None:
         """Write out the buffer; an error is remembered for `finish`."""
@@ -132,13 +106,13 @@ class IncomingFile:
 
     def header(self) -> ObjectHeader:
         """Index the data set through a memory map, of which only the header's pages are touched."""
-        with self._path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return read_header(data, self.data_set_offset, self.transfer_syntax_uid)
 
     def put(self, key: str) -> None:
         """Move into the store. Whatever goes wrong there, the sender should try again later."""
         try:
-            self._store.put_file(self._path, key)
+            self._store.put_file(self.path, key)
         except Exception as error:
             raise Refused(Reason.STORE_UNAVAILABLE, type(error).__name__) from error
 
@@ -148,7 +122,7 @@ class IncomingFile:
             stream, self._stream = self._stream, None
             with contextlib.suppress(OSError):  # a full disk cannot take the buffer; the file goes anyway
                 stream.close()
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
 
 class UnreadableFile(IncomingFile):

@@ -121,43 +121,64 @@ class PduReader:
         self._seconds = seconds
         self._fail = fail
         self._type: int | None = None
+        self._unread: bytearray | None = None
+        self._buffer = bytearray()
+
+    def unread(self, header: bytearray) -> None:
+        """The next `recv` returns these bytes again."""
+        self._unread, self._type = header, None
 
     def recv(self, count: int) -> bytearray:
         """`count` bytes, fewer if the peer closed; raises `OSError` if they do not come in time or are too many."""
         if self._type is None:
-            header = self._read(count)
+            header, self._unread = self._read(bytearray(count)) if self._unread is None else self._unread, None
             if len(header) == _HEADER.size and header[0] in _PDU_TYPES:
                 self._type = header[0]
             elif header:
                 self._fail(TurnedAway.PDU_INVALID)  # said now: what follows may be too short for another header
             return header
+        self._check_length(count)
+        return self._read(bytearray(count))
+
+    def data(self, count: int) -> memoryview:
+        """The body of a P-DATA-TF as `recv` would return it, in memory that the next one is read into."""
+        self._check_length(count)
+        if count > len(self._buffer):
+            self._buffer = bytearray(count)
+        view = memoryview(self._buffer)[:count]
+        return view[: self._fill(view)]
+
+    def _check_length(self, count: int) -> None:
         limit = self._maximum if self._type == _P_DATA else _MAX_CONTROL_PDU
         self._type = None
         if count > limit:
             self._fail(TurnedAway.PDU_TOO_LONG)
             self._connection.event_queue.put("Evt19")  # makes the state machine send an A-ABORT
             raise OSError("PDU too long")
-        return self._read(count)
 
-    def _read(self, count: int) -> bytearray:
+    def _read(self, buffer: bytearray) -> bytearray:
+        with memoryview(buffer) as view:
+            got = self._fill(view)
+        return buffer if got == len(buffer) else buffer[:got]
+
+    def _fill(self, view: memoryview) -> int:
+        """How many bytes there were to fill the view, all but at the end of the connection."""
         sock: socket.socket = self._connection.socket
-        buffer = bytearray(count)
-        got = 0
+        count, got = len(view), 0
         seconds = self._seconds()
         deadline = time.monotonic() + seconds
         if sock.gettimeout() != seconds:
             sock.settimeout(seconds)
-        with memoryview(buffer) as view:
-            while got < count:
-                try:
-                    received = sock.recv_into(view[got:])
-                except TimeoutError:
-                    self._fail(TurnedAway.STALLED)
-                    raise
-                if not received:
-                    break
-                got += received
-                if got < count and time.monotonic() > deadline:
-                    self._fail(TurnedAway.STALLED)
-                    raise TimeoutError("a PDU took too long")
-        return buffer if got == count else buffer[:got]
+        while got < count:
+            try:
+                received = sock.recv_into(view[got:] if got else view)
+            except TimeoutError:
+                self._fail(TurnedAway.STALLED)
+                raise
+            if not received:
+                break
+            got += received
+            if got < count and time.monotonic() > deadline:
+                self._fail(TurnedAway.STALLED)
+                raise TimeoutError("a PDU took too long")
+        return got

@@ -1,4 +1,4 @@
-"""The head of a Part 10 file (PS3.10 section 7.1), read from the first bytes of a file that is still arriving."""
+"""The head of a Part 10 file (PS3.10 section 7.1): read from a file that is still arriving, and written."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from dicom_listener.domain.uids import is_uid
 
 MOST_HEAD = 65_536
 """Bytes: preamble and file meta information of the longest private information that senders write."""
+# Constant over releases, so that the same data set always makes the same file and duplicates are recognised.
+IMPLEMENTATION_CLASS_UID = "2.25.229447813905537011275319837465019283746"
+IMPLEMENTATION_VERSION_NAME = "ECHO-CXR-1"
 _PREFIX_END = 132
 _LONG_VRS = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 _WANTED = {
@@ -27,6 +30,27 @@ class FileMeta:
     sop_instance_uid: str
     transfer_syntax_uid: str
     size_bytes: int
+
+
+def part10_head(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
+    """Preamble, prefix and file meta information before a data set that came over the network."""
+    elements = b"".join(
+        (
+            struct.pack("<HH2sHL", 2, 0x0001, b"OB", 0, 2) + b"\0\1",
+            _short(0x0002, b"UI", sop_class_uid),
+            _short(0x0003, b"UI", sop_instance_uid),
+            _short(0x0010, b"UI", transfer_syntax_uid),
+            _short(0x0012, b"UI", IMPLEMENTATION_CLASS_UID),
+            _short(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME),
+        )
+    )
+    return bytes(128) + b"DICM" + struct.pack("<HH2sHL", 2, 0x0000, b"UL", 4, len(elements)) + elements
+
+
+def _short(element: int, vr: bytes, text: str) -> bytes:
+    value = text.encode("ascii")
+    value += (b"\0" if vr == b"UI" else b" ") * (len(value) % 2)
+    return struct.pack("<HH2sH", 2, element, vr, len(value)) + value
 
 
 def read_file_meta(head: bytes, *, whole: bool) -> FileMeta | None:

@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 
 def object_key(sha256: str) -> str:
-    """Where an object lies: hashed prefixes, never a peer's text."""
-    return f"objects/{sha256[:2]}/{sha256[2:4]}/{sha256}.dcm"
+    """Where an object lies: a hashed prefix, never a peer's text. A new folder costs as much as the object does."""
+    return f"objects/{sha256[:2]}/{sha256}.dcm"
 
 
 class Receiver:
