@@ -71,7 +71,9 @@ class _Storing:
     """The C-STORE request whose data set is arriving."""
 
     context_id: int
-    command: Any
+    sop_class_uid: str
+    sop_instance_uid: str
+    message_id: int
     incoming: IncomingFile
 
 
@@ -130,17 +132,12 @@ class StagingDimse(DIMSEServiceProvider):
         self._progress = _Progress()
         status = self._finish(storing.incoming)
         storing.incoming.discard()  # if it is still there
-        self._answer(storing.context_id, storing.command, status)
+        self._answer(storing, status)
 
-    def _answer(self, context_id: int, command: Any, status: int) -> None:
+    def _answer(self, storing: _Storing, status: int) -> None:
         """Straight to the socket: the reading thread is the one that writes while data are transferred."""
-        response = store_response(
-            _text(command.AffectedSOPClassUID),
-            _text(command.AffectedSOPInstanceUID),
-            _number(command.MessageID),
-            status,
-        )
-        for pdu in p_data_of_command(context_id, response, self.maximum_pdu_size or 0):
+        response = store_response(storing.sop_class_uid, storing.sop_instance_uid, storing.message_id, status)
+        for pdu in p_data_of_command(storing.context_id, response, self.maximum_pdu_size or 0):
             if self.dul.socket is not None:  # the connection may have been closed in the meantime
                 self.dul.socket.send(pdu)
 
@@ -188,10 +185,9 @@ class StagingDimse(DIMSEServiceProvider):
         command = message.command_set
         context_id: int = message.context_id
         context = self.assoc._accepted_cx[context_id]
-        incoming = self._begin(
-            str(command.AffectedSOPClassUID), str(command.AffectedSOPInstanceUID), str(context.transfer_syntax[0])
-        )
-        self._storing = _Storing(context_id, command, incoming)
+        uids = _text(command.AffectedSOPClassUID), _text(command.AffectedSOPInstanceUID)
+        incoming = self._begin(*uids, str(context.transfer_syntax[0]))
+        self._storing = _Storing(context_id, *uids, _number(command.MessageID), incoming)
 
     def abandon(self) -> None:
         """The message under way will not be finished."""

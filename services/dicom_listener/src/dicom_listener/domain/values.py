@@ -6,6 +6,7 @@ import re
 import struct
 from collections.abc import Sequence
 from datetime import date, time
+from functools import cache
 
 from pydicom import charset
 from pydicom.datadict import tag_for_keyword
@@ -21,6 +22,7 @@ _ZONE = re.compile(r"([+-])(\d{2})(\d{2})$", re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d{1,12}$", re.ASCII)
 
 
+@cache
 def tag(keyword: str) -> int:
     """The tag of a DICOM keyword; a keyword that the dictionary does not have is a programming error."""
     number = tag_for_keyword(keyword)
@@ -58,6 +60,8 @@ def decode_text(raw: bytes, codecs: Sequence[str]) -> str:
 
 def clean(text: str) -> str:
     """Without padding, control characters and lone surrogates."""
+    if text.isascii() and text.isprintable():
+        return text.strip()
     return _CONTROL.sub(" ", text).encode("utf-8", "replace").decode("utf-8").strip()
 
 
@@ -90,7 +94,9 @@ class Header:
 
     def text(self, keyword: str, longest: int) -> str | None:
         """A description, cut to `longest` characters; the first value where several were given."""
-        return next((clean(v)[:longest] for v in self._text(keyword).split("\\") if clean(v)), None)
+        text = self._text(keyword)
+        values = (clean(value) for value in text.split("\\")) if text else ()
+        return next((value[:longest] for value in values if value), None)
 
     def identifier(self, keyword: str, longest: int) -> str | None:
         """Like `text`, but never cut: half an identifier could be somebody else's."""
