@@ -271,6 +271,38 @@ def test_a_failing_model_is_told_and_the_next_request_is_served(
     assert engine.generate(film()).token_ids == alone
 
 
+def test_a_fault_of_the_engine_is_told_to_all_and_the_next_request_is_served(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = ReportEngine.from_pretrained(checkpoint, max_slots=2)
+    with monkeypatch.context() as broken:
+        broken.setattr(engine._totals, "step", lambda _: 1 / 0)
+        futures = [engine.submit(film(seed)) for seed in range(3)]
+        for future in futures:
+            with pytest.raises(EngineError, match="ZeroDivisionError"):
+                future.result(60)
+    assert engine.active == 0
+    assert engine.generate(film()).text
+    engine.close()
+
+
+class Watched(dict[Any, Any]):
+    """The engine's requests; nobody may walk over them while others can add some."""
+
+    def __init__(self, lock: Any) -> None:
+        super().__init__()
+        self.lock = lock
+
+    def items(self) -> Any:
+        assert self.lock._is_owned()
+        return super().items()
+
+
+def test_requests_are_walked_over_only_with_the_lock_held(engine: ReportEngine) -> None:
+    engine._requests = Watched(engine._lock)
+    assert engine.generate(film()).text
+
+
 def test_blocks_sent_back_are_decoded_anew_and_replaced_in_the_stream(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

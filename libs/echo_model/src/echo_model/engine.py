@@ -6,6 +6,7 @@ does it on the `SlotDecoder`, and hands finished blocks to the requests. The thr
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -31,6 +32,8 @@ from echo_model.scheduler import Layout, Scheduler, Ticket, Turn
 from echo_model.settings import GenerationSettings
 from echo_model.slots import SlotDecoder
 from echo_model.text_model import TextModel
+
+log = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 2.0
 
@@ -225,8 +228,19 @@ class ReportEngine:
                 self._sweep()
                 turn = self._scheduler.turn()
             if not turn.idle:
-                self._do(turn)
+                try:
+                    self._do(turn)
+                except Exception as error:  # a fault of ours: those who wait are told, and the thread lives
+                    log.exception("the engine failed")
+                    self._end_all(error)
                 self.last_step_at = time.monotonic()
+
+    def _end_all(self, error: Exception) -> None:
+        """Every request fails; the next one finds new slots."""
+        with self._lock:
+            self._decoder, self._scheduler.layout = None, None
+            for request in list(self._requests.values()):
+                self._end(request, _explained(error))
 
     def _sweep(self) -> None:
         """End what is closed, cancelled or late. The lock is held."""
@@ -280,7 +294,8 @@ class ReportEngine:
             self._step_failed(error)
             return
         self._totals.step(sum(ticket in self._requests for ticket in turn.decode))
-        by_slot = {ticket.slot: request for ticket, request in self._requests.items() if ticket.slot is not None}
+        with self._lock:  # others submit meanwhile
+            by_slot = {ticket.slot: request for ticket, request in self._requests.items() if ticket.slot is not None}
         for slot, block in finished:
             request = by_slot[slot]
             try:
