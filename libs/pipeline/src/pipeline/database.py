@@ -73,9 +73,7 @@ class Database:
 
 def _sqlite_engine(url: sa.URL, synchronous: str) -> Engine:
     # Last in, first out: few connections do most of the work, with their page caches warm, and the others stay small.
-    engine = sa.create_engine(
-        url, connect_args={"timeout": 30.0}, pool_size=10, max_overflow=20, pool_use_lifo=True
-    )
+    engine = sa.create_engine(url, connect_args={"timeout": 30.0}, pool_size=10, max_overflow=20, pool_use_lifo=True)
 
     @sa.event.listens_for(engine, "connect")
     def _connect(connection: sqlite3.Connection, _record: object) -> None:
