@@ -351,12 +351,12 @@ def comparison() -> str:
         )
     budget = result["budget"]
     head = (
-        f"Small models of the demo model's kind ({budget['layers']} text layers, the demo model's frozen tower), all on\n"
-        f"the same {budget['phantoms']:,} phantoms: {budget['ar']:,} samples left to right, {budget['rad']:,} of RAD,\n"
+        f"Small models of the demo model's kind ({budget['layers']} text layers, its frozen tower), all on the same\n"
+        f"{budget['phantoms']:,} phantoms: {budget['ar']:,} samples left to right, {budget['rad']:,} of RAD,\n"
         f"{budget['answers']:,} answers of each teacher, {budget['student']:,} samples for each student;\n"
-        f"{budget['measured']} held-out phantoms. Mean over the seeds {', '.join(map(str, result['seeds']))} (lowest to\n"
-        "highest). Perplexity is that of the same seed's left-to-right model. Speed is one report at a time; left-to-right\n"
-        "decoding is timed beside each row.\n"
+        f"{budget['measured']} held-out phantoms. Mean over seeds {', '.join(map(str, result['seeds']))} (lowest\n"
+        "to highest). Perplexity is that of the same seed's left-to-right model. Speed is one report at a time,\n"
+        "beside left-to-right decoding.\n"
         f"{'; '.join(result['machines'])}."
     )
     rule = (
