@@ -7,6 +7,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from dicom_listener.adapters.transport import TlsFiles, server_context
+
 
 @dataclass(frozen=True)
 class Authority:
@@ -57,6 +59,12 @@ def new_papers(folder: Path) -> Papers:
     """In files in the folder."""
     ours, theirs = Authority(folder, "hospital"), Authority(folder, "elsewhere")
     return Papers(ours.certificate, ours.issue("server"), ours.issue("sender"), theirs.issue("stranger"))
+
+
+def server(papers: Papers, *, mutual: bool) -> ssl.SSLContext:
+    """The listener's own; `mutual`: senders must show a certificate of the known authority."""
+    certificate, key = papers.server
+    return server_context(TlsFiles(str(certificate), str(key), str(papers.authority) if mutual else None))
 
 
 def client(papers: Papers, own: tuple[Path, Path] | None = None) -> ssl.SSLContext:

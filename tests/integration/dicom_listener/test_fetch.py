@@ -14,9 +14,8 @@ import pytest
 from pydicom.dataset import Dataset
 
 from dicom_listener.adapters.tables import instances
-from dicom_listener.adapters.transport import TlsFiles, server_context
 from dicom_listener.handlers.fetch import Fetch, Wish
-from integration.dicom_listener.certificates import client, new_papers
+from integration.dicom_listener.certificates import client, new_papers, server
 from integration.dicom_listener.pacs import (
     Fetching,
     Orthanc,
@@ -151,13 +150,11 @@ def test_orthanc_sends_by_stow(listener: Listener, archive: Orthanc) -> None:
 @pytest.mark.needs("orthanc")
 def test_from_orthanc_over_mutual_tls(tmp_path: Path) -> None:
     papers = new_papers(tmp_path)
-    certificate, key = papers.server
-    ours = server_context(TlsFiles(str(certificate), str(key), str(papers.authority)))
     (tmp_path / "orthanc").mkdir()
     wanted, unknown = film("P", "20260101", size=900), film("P", "20260102")
     with (
         orthanc(tmp_path / "orthanc", papers) as archive,
-        listening(f"sqlite:///{tmp_path}/l.sqlite3", tmp_path / "objects", tls=ours) as listener,
+        listening(f"sqlite:///{tmp_path}/l.sqlite3", tmp_path / "objects", tls=server(papers, mutual=True)) as listener,
     ):
         archive.add(wanted, unknown)
         archive.knows(listener, tls=True)

@@ -13,9 +13,8 @@ import httpx
 import pytest
 
 from dicom_listener.adapters.tables import instances
-from dicom_listener.adapters.transport import TlsFiles, server_context
 from dicom_listener.domain.part10 import part10_head
-from integration.dicom_listener.certificates import Papers, client, new_papers
+from integration.dicom_listener.certificates import Papers, client, new_papers, server
 from integration.dicom_listener.peers import DX, EXPLICIT, Listener, Sender, encoded, image, listening, wait_for
 from integration.dicom_listener.stow_peers import CONTENT_TYPE, body_of, part10, stow_door
 
@@ -26,9 +25,7 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
 
 
 def tls_listener(tmp_path: Path, papers: Papers, *, mutual: bool) -> Iterator[Listener]:
-    certificate, key = papers.server
-    context = server_context(TlsFiles(str(certificate), str(key), str(papers.authority) if mutual else None))
-    with listening(f"sqlite:///{tmp_path}/l.sqlite3", tmp_path / "o", tls=context) as running:
+    with listening(f"sqlite:///{tmp_path}/l.sqlite3", tmp_path / "o", tls=server(papers, mutual=mutual)) as running:
         yield running
 
 
@@ -120,11 +117,9 @@ def test_dcmtk_over_mutual_tls(
 
 @pytest.mark.parametrize("own", ["sender", "stranger", None])
 def test_stow_over_mutual_tls(tmp_path: Path, papers: Papers, own: str | None) -> None:
-    certificate, key = papers.server
-    context = server_context(TlsFiles(str(certificate), str(key), str(papers.authority)))
     with (
         listening(f"sqlite:///{tmp_path}/l.sqlite3", tmp_path / "o") as listener,
-        stow_door(listener, context) as url,
+        stow_door(listener, server(papers, mutual=True)) as url,
         httpx.Client(verify=client(papers, getattr(papers, own) if own else None), timeout=60) as sender,
     ):
         try:

@@ -20,7 +20,7 @@ from pynetdicom.pdu_primitives import P_DATA
 
 from dicom_listener.adapters.staging import IncomingFile
 from dicom_listener.domain.access import TurnedAway
-from dicom_listener.domain.wire import p_data_of_command, store_response
+from dicom_listener.domain.wire import COMMAND, LAST, p_data_of_command, store_response
 
 VERIFICATION, STORAGE_COMMITMENT = "1.2.840.10008.1.1", "1.2.840.10008.1.20.1"
 
@@ -105,9 +105,9 @@ class StagingDimse(DIMSEServiceProvider):
         try:
             for context_id, value in values:
                 self._check(context_id, value)
-                if self._storing is not None and not value[0] & 1:
+                if self._storing is not None and not value[0] & COMMAND:
                     self._storing.incoming.write(value[1:])
-                    if value[0] & 2:
+                    if value[0] & LAST:
                         self._store()
                     continue
                 single = P_DATA()
@@ -151,10 +151,10 @@ class StagingDimse(DIMSEServiceProvider):
         if progress.context_id is None and self.msg_queue.qsize() >= _MAX_WAITING:
             raise ValueError("requests are sent without waiting for answers")
         progress.context_id = context_id
-        if value[0] & 1:
+        if value[0] & COMMAND:
             if progress.has_command:
                 raise ValueError("a command inside a data set")
-            progress.has_command = bool(value[0] & 2)
+            progress.has_command = bool(value[0] & LAST)
             progress.command_bytes += len(value)
         elif not progress.has_command:
             raise ValueError("a data set without a command")
@@ -179,7 +179,7 @@ class StagingDimse(DIMSEServiceProvider):
         if self.message is not None and self._progress.has_command and not self._progress.is_checked:
             self._progress.is_checked = True
             self._check_command()
-        if not isinstance(self.message, C_STORE_RQ) or self._storing is not None:
+        if not isinstance(self.message, C_STORE_RQ):
             return
         message: Any = self.message  # the library declares less than it has
         command = message.command_set

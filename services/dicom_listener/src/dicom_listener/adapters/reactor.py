@@ -17,9 +17,8 @@ from pynetdicom.dul import DULServiceProvider
 
 from dicom_listener.adapters.dimse import StagingDimse
 from dicom_listener.adapters.transport import PduReader
-from dicom_listener.domain.wire import presentation_data_values
+from dicom_listener.domain.wire import P_DATA_TF, presentation_data_values
 
-_P_DATA = 0x04
 _AWAITS_REQUEST, _TRANSFERS_DATA = "Sta2", "Sta6"  # PS3.8 section 9.2.1
 _OTHER_WORK_S = 0.05  # how long what another thread wants to send may wait for a silent peer: aborts, event reports
 _TIMERS_S = 0.25  # how exactly the end of a thread or of a time limit is noticed
@@ -109,21 +108,15 @@ class _Reader:
         except OSError:
             dul.event_queue.put("Evt17")  # the connection is closed
             return
-        if len(header) < 6 or header[0] != _P_DATA or dul.state_machine.current_state != _TRANSFERS_DATA:
+        if len(header) < 6 or header[0] != P_DATA_TF or dul.state_machine.current_state != _TRANSFERS_DATA:
             self._pdus.unread(header)
             dul._read_pdu_data()
             return
-        length = int.from_bytes(header[2:6], "big")
         try:
-            body = self._pdus.data(length)
+            values = presentation_data_values(self._pdus.data(int.from_bytes(header[2:6], "big")))
         except OSError:
             dul.event_queue.put("Evt17")
             return
-        if len(body) < length:
-            dul.event_queue.put("Evt17")
-            return
-        try:
-            values = presentation_data_values(body)
         except ValueError:
             dul.event_queue.put("Evt19")  # an invalid PDU
             return

@@ -15,13 +15,13 @@ from typing import Any
 from pynetdicom.transport import ThreadedAssociationServer
 
 from dicom_listener.domain.access import TurnedAway
+from dicom_listener.domain.wire import P_DATA_TF
 
 log = logging.getLogger(__name__)
 
 TurnAway = Callable[[TurnedAway, str, str], None]
 """(reason, network address, detail): a connection is closed before anybody said who they are."""
 
-_P_DATA = 0x04
 _PDU_TYPES = range(1, 8)
 _MAX_CONTROL_PDU = 2**20  # an A-ASSOCIATE-RQ with 128 contexts of 30 transfer syntaxes has 260 KB
 _HEADER = struct.Struct(">BBL")
@@ -131,7 +131,10 @@ class PduReader:
     def recv(self, count: int) -> bytearray:
         """`count` bytes, fewer if the peer closed; raises `OSError` if they do not come in time or are too many."""
         if self._type is None:
-            header, self._unread = self._read(bytearray(count)) if self._unread is None else self._unread, None
+            if self._unread is not None:
+                header, self._unread = self._unread, None
+            else:
+                header = self._read(bytearray(count))
             if len(header) == _HEADER.size and header[0] in _PDU_TYPES:
                 self._type = header[0]
             elif header:
@@ -141,15 +144,17 @@ class PduReader:
         return self._read(bytearray(count))
 
     def data(self, count: int) -> memoryview:
-        """The body of a P-DATA-TF as `recv` would return it, in memory that the next one is read into."""
+        """The body of a P-DATA-TF, in memory that the next one is read into. Raises `OSError` unless it comes whole."""
         self._check_length(count)
         if count > len(self._buffer):
             self._buffer = bytearray(count)
         view = memoryview(self._buffer)[:count]
-        return view[: self._fill(view)]
+        if self._fill(view) < count:
+            raise ConnectionError("the peer closed inside a PDU")
+        return view
 
     def _check_length(self, count: int) -> None:
-        limit = self._maximum if self._type == _P_DATA else _MAX_CONTROL_PDU
+        limit = self._maximum if self._type == P_DATA_TF else _MAX_CONTROL_PDU
         self._type = None
         if count > limit:
             self._fail(TurnedAway.PDU_TOO_LONG)

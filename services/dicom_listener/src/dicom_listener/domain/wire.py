@@ -8,6 +8,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+P_DATA_TF = 0x04
+"""Type of a PDU, PS3.8 section 9.3.5."""
 COMMAND, LAST = 1, 2
 """Bits of a message control header, PS3.8 section 9.3.5.2."""
 _ITEM = struct.Struct(">LB")
@@ -41,7 +43,7 @@ def p_data_of_command(context_id: int, command: bytes, maximum_length: int) -> I
     for start in range(0, len(command), most):
         part = command[start : start + most]
         last = LAST if start + most >= len(command) else 0
-        yield _P_DATA_HEAD.pack(4, 0, len(part) + _OVERHEAD, len(part) + 2, context_id, COMMAND | last) + part
+        yield _P_DATA_HEAD.pack(P_DATA_TF, 0, len(part) + _OVERHEAD, len(part) + 2, context_id, COMMAND | last) + part
 
 
 def store_response(sop_class_uid: str, sop_instance_uid: str, message_id: int, status: int) -> bytes:
