@@ -72,8 +72,8 @@ class Database:
 
 
 def _sqlite_engine(url: sa.URL, synchronous: str) -> Engine:
-    # Last in, first out: few connections do most of the work, with their page caches warm, and the others stay small.
-    engine = sa.create_engine(url, connect_args={"timeout": 30.0}, pool_size=10, max_overflow=20, pool_use_lifo=True)
+    # Few are kept, and the last used first: only one writes at a time, and each keeps up to 2 MB of pages in memory.
+    engine = sa.create_engine(url, connect_args={"timeout": 30.0}, pool_size=3, max_overflow=27, pool_use_lifo=True)
 
     @sa.event.listens_for(engine, "connect")
     def _connect(connection: sqlite3.Connection, _record: object) -> None:
