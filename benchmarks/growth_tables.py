@@ -117,8 +117,10 @@ def sizes(engine: sa.Engine, tables: sa.MetaData) -> dict[str, dict[str, int]]:
 
 
 def _sqlite_bytes(connection: sa.Connection, table: sa.Table) -> dict[str, int]:
+    # pageno is the number of pages here; pgsize overflowed at 2 GB in SQLite 3.40
     query = sa.text(
-        "SELECT m.type, sum(s.pgsize) FROM dbstat s JOIN sqlite_master m ON m.name = s.name"
+        "SELECT m.type, sum(s.pageno) * (SELECT page_size FROM pragma_page_size)"
+        " FROM dbstat s JOIN sqlite_master m ON m.name = s.name"
         " WHERE m.tbl_name = :n AND s.aggregate = TRUE GROUP BY m.type"
     )
     try:

@@ -257,7 +257,7 @@ def growth(result: Any) -> str:
                 (whole[size]["median"], whole[size]["p5"], whole[size]["p95"]) for size in ("small_ms", "large_ms")
             ]
             tables = figures["tables"].values()
-            million = figures.get("tables_of", counts["large"]) * 1e3  # bytes a study to GB a million
+            million = counts["large"] * 1e3  # bytes a study to GB a million
             disk = [sum(table.get(kind, 0) for table in tables) / million for kind in ("table_bytes", "index_bytes")]
             rows.append(
                 [
