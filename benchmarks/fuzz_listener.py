@@ -22,19 +22,36 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
+from receive import children  # noqa: E402
+
 from integration.dicom_listener.fuzz import Fuzzer, echo, kinds  # noqa: E402  # found by the line above
 
 _WARM_UP = 12_000  # conversations; until then the page caches of a dozen database connections fill
 
 
 def usage(pid: int) -> dict[str, int]:
-    """Resident KiB, threads and open descriptors of a process."""
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
-    return {
-        "rss_kib": int(fields["VmRSS"].split()[0]),
-        "threads": int(fields["Threads"]),
-        "descriptors": len(os.listdir(f"/proc/{pid}/fd")),  # noqa: PTH208  # names only, of a folder that changes
-    }
+    """Memory in KiB, threads and open descriptors of a process and its children.
+
+    Memory is the proportional set size: pages that forked processes share count once.
+    """
+    total = {"pss_kib": _pss_kib(pid), "threads": _threads(pid), "descriptors": len(_descriptors(pid))}
+    for child in children(pid):
+        for name, value in usage(child).items():
+            total[name] += value
+    return total
+
+
+def _pss_kib(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def _threads(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
+def _descriptors(pid: int) -> list[str]:
+    return os.listdir(f"/proc/{pid}/fd")  # noqa: PTH208  # names only, of a folder that changes
 
 
 def start(folder: Path) -> tuple[subprocess.Popen[bytes], int]:
@@ -115,7 +132,7 @@ def run(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     child.terminate()
     status = child.wait(timeout=60)
     warm = [sample for sample in samples if sample["done"] >= min(_WARM_UP, options.count / 2)] or samples
-    growth = end["rss_kib"] / warm[0]["rss_kib"] - 1
+    growth = end["pss_kib"] / warm[0]["pss_kib"] - 1
     return {
         "what": "damaged data sets, commands, PDUs and association requests from a seeded generator",
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, shared with other work; "
@@ -126,7 +143,7 @@ def run(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "answers": {answer: answers[answer] for answer in kinds(answers)},
         "warm_up": _WARM_UP,
-        "rss_growth_after_warm_up": round(growth, 4),
+        "memory_growth_after_warm_up": round(growth, 4),
         "after": end,
         "echo_at_the_end": echoed,
         "staged_files_left": staged,

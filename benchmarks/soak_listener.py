@@ -103,7 +103,7 @@ def run(folder: Path, minutes: float) -> dict[str, Any]:
     still = {key for (key,) in process.rows("select object_key from instances where deleted_at is null")}
     status = process.end(signal.SIGTERM)
     settled = next((sample for sample in samples if sample["objects"] >= _WARM_UP), samples[-1])
-    growth = samples[-1]["rss_kib"] / settled["rss_kib"] - 1  # of a run shorter than the warm-up: not judged
+    growth = samples[-1]["pss_kib"] / settled["pss_kib"] - 1  # of a run shorter than the warm-up: not judged
     lost = senders.answers["acknowledged"] - rows[0]
     return {
         "machine": f"{os.cpu_count()} cores shared with senders and other work, {platform.machine()}; "
@@ -117,7 +117,7 @@ def run(folder: Path, minutes: float) -> dict[str, Any]:
         "objects_deleted_by_retention": rows[1],
         "objects_not_whole": len(set(gone) & still),
         "warm_up": _WARM_UP,
-        "rss_growth_after_warm_up": round(growth, 4) if settled is not samples[-1] else None,
+        "memory_growth_after_warm_up": round(growth, 4) if settled is not samples[-1] else None,
         "memory_judged": settled is not samples[-1],
         "exit_status": status,
         "samples": samples[:: max(1, len(samples) // 60)],

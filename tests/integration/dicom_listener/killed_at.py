@@ -1,4 +1,4 @@
-"""The listener as a process that kills itself (SIGKILL) at a named point, the n-th time it is there.
+"""The listener as processes that kill themselves (SIGKILL) at a named point, the n-th time one of them is there.
 
 Each line of JSON on standard input starts one: `point` (null: it lives), `nth`, `environment`, `log`. It is forked from
 this process, which has imported everything and has no threads, so that a start costs little; from there on it is what
@@ -26,12 +26,12 @@ from pipeline.store import LocalObjectStore
 
 POINTS: dict[str, tuple[object, str, bool]] = {
     # name: (class or module, function, whether the function runs first)
-    "chunk_written": (IncomingFile, "write", True),
+    "chunk_written": (IncomingFile, "flush", True),
     "file_whole": (IncomingFile, "finish", True),
     "file_renamed": (store, "_fsync", False),
     "folder_synced": (LocalObjectStore, "put_file", True),
     "row_written": (SqlLedger, "_touch_study", True),
-    "row_committed": (SqlLedger, "record", True),
+    "row_committed": (SqlLedger, "record_each", True),
     "success_sent": (StagingDimse, "_answer", True),
     "before_publishing": (SqlProducer, "publish", False),
     "published": (SqlProducer, "publish", True),
@@ -47,19 +47,20 @@ def killing(original: Callable[..., Any], nth: int, *, after: bool) -> Callable[
         nonlocal calls
         calls += 1
         if calls >= nth and not after:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.killpg(0, signal.SIGKILL)
         result = original(*arguments, **named)
         if result == 0:
             calls -= 1
         elif calls >= nth:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.killpg(0, signal.SIGKILL)
         return result
 
     return wrapped
 
 
 def child(order: dict[str, Any]) -> None:
-    """Become the listener."""
+    """Become the listener, whose processes die together."""
+    os.setpgid(0, 0)
     with open(order["log"], "wb") as log:  # noqa: PTH123  # a descriptor is what is wanted
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)

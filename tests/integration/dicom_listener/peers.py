@@ -24,21 +24,23 @@ from pynetdicom import AE, evt
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 
-from dicom_listener.adapters.commitment_scp import CommitmentScp
+from dicom_listener.adapters.commitment_scp import CommitmentDesk, CommitmentScp
 from dicom_listener.adapters.commitments import DimseReporter, PeerAddress, SqlCommitments
+from dicom_listener.adapters.key_locks import KeyLocks
 from dicom_listener.adapters.ledger import SqlLedger
 from dicom_listener.adapters.scp import ScpOptions, StorageScp
 from dicom_listener.adapters.tables import instances, outbox, refusals, studies
-from dicom_listener.app import MIGRATIONS, free_bytes
+from dicom_listener.app import MIGRATIONS
+from dicom_listener.assembly import free_bytes
 from dicom_listener.domain.completeness import Rules
 from dicom_listener.domain.encoded import DEFLATED
 from dicom_listener.domain.watermark import Watermark
 from dicom_listener.handlers.associations import Associations
 from dicom_listener.handlers.commit import CommitmentLoop
 from dicom_listener.handlers.complete import CompletenessLoop
+from dicom_listener.handlers.limits import AssociationLimits
 from dicom_listener.handlers.receive import Receiver
 from dicom_listener.handlers.refusals import RefusalBook
-from dicom_listener.handlers.sweep import UnderWay
 from pipeline.clock import SystemClock
 from pipeline.database import Database
 from pipeline.events import Event
@@ -265,7 +267,7 @@ def listening(
         ledger,
         associations,
         book,
-        UnderWay(),
+        KeyLocks(),
         clock,
         watermark or Watermark(0, 0),
         free or (lambda: free_bytes(objects)),
@@ -273,7 +275,7 @@ def listening(
     commitments = SqlCommitments(database)
     reporter = DimseReporter(known_peers or {}, None, 20)
     committing = CommitmentLoop(commitments, objects, reporter, book, clock)
-    commitment = CommitmentScp(commitments, reporter, committing, book, clock)
+    commitment = CommitmentScp(CommitmentDesk(commitments, reporter, committing), book, clock)
     loop = CompletenessLoop(ledger, associations, rules or Rules(0.3, 0.1, 60), clock)
     settings: dict[str, Any] = {
         "host": "127.0.0.1",
@@ -281,13 +283,17 @@ def listening(
         "ae_title": "ECHO",
         "require_called_aet": False,
         "maximum_associations": 16,
-        "maximum_associations_per_peer": 16,
         "maximum_pdu_bytes": 16_384,
         "maximum_object_bytes": 2**30,
         "request_timeout_seconds": 30.0,
         "network_timeout_seconds": 60.0,
     }
-    scp = StorageScp(ScpOptions(**(settings | options)), receiver, associations, book, objects, clock, commitment)
+    limits = AssociationLimits(
+        options.get("maximum_associations", 16), options.pop("maximum_associations_per_peer", 16)
+    )
+    scp = StorageScp(
+        ScpOptions(**(settings | options)), receiver, associations, limits, book, objects, clock, commitment
+    )
     scp.start()
     try:
         yield Listener(database, objects, scp, loop, receiver, book, committing, root)

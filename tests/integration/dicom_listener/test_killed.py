@@ -24,7 +24,7 @@ from pipeline.events import STUDY_COMPLETED, STUDY_OPENED, Event
 from pipeline.sql_bus import SqlBus
 
 POINTS = [
-    ("chunk_written", 40),
+    ("chunk_written", 3),
     ("file_whole", 3),
     ("file_renamed", 6),
     ("folder_synced", 3),

@@ -46,9 +46,12 @@ def test_life_of_a_study_and_of_the_process(process: Process) -> None:
     events = process.events(2)
     assert sorted(event.type for event in events) == [STUDY_COMPLETED, STUDY_OPENED]
     assert {event.key for event in events} == {ds.StudyInstanceUID}
-    with urllib.request.urlopen(f"http://127.0.0.1:{process.fields['http_port']}/metrics") as response:
-        metrics = response.read().decode()
-    assert 'echo_dicom_objects_total{status="0000"} 1.0' in metrics
+
+    def metrics() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{process.fields['http_port']}/metrics") as response:
+            return str(response.read().decode())
+
+    wait_for(lambda: 'echo_dicom_objects_total{status="0000"} 1.0' in metrics())
     assert process.end(signal.SIGTERM) == 0
     log = process.log.read_text()
     assert str(ds.StudyInstanceUID) not in log

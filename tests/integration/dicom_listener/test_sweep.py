@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dicom_listener.adapters.key_locks import KeyLocks
 from dicom_listener.adapters.object_index import SqlObjectIndex
 from dicom_listener.adapters.tables import instances, refusals
 from dicom_listener.handlers import sweep
@@ -39,7 +40,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_orphans_go_after_the_grace_time_unless_they_are_being_kept(url: str, tmp_path: Path) -> None:
-    clock, under_way, stop = ManualClock(datetime.now(UTC)), UnderWay(), threading.Event()
+    clock, under_way, stop = ManualClock(datetime.now(UTC)), KeyLocks(), threading.Event()
     with listening(url, tmp_path / "o") as listener:
         with Sender(listener.port) as sender:
             assert sender.send(image()) == 0
@@ -60,7 +61,7 @@ def test_orphans_go_after_the_grace_time_unless_they_are_being_kept(url: str, tm
 def test_retention_deletes_objects_and_remembers_them(url: str, tmp_path: Path) -> None:
     clock, stop = ManualClock(datetime.now(UTC)), threading.Event()
     with listening(url, tmp_path / "o") as listener:
-        sweeping = sweeper(listener, clock, UnderWay())
+        sweeping = sweeper(listener, clock, KeyLocks())
         old = [image() for _ in range(25)]
         with Sender(listener.port) as sender:
             assert {sender.send(ds) for ds in old} == {0}
@@ -92,7 +93,7 @@ def test_old_refusals_and_their_quarantine_go(url: str, tmp_path: Path) -> None:
             assert sender.store(b"no data set at all", ds.SOPClassUID, ds.SOPInstanceUID) == 0xC000
         (refusal,) = listener.refusals()
         assert listener.store.exists(refusal.quarantine_key)
-        sweeping = sweeper(listener, clock, UnderWay())
+        sweeping = sweeper(listener, clock, KeyLocks())
         sweeping.sweep(stop)
         assert listener.store.exists(refusal.quarantine_key)
         clock.advance(86_400 * 91)
@@ -121,7 +122,7 @@ def test_quarantine_goes_in_steps_and_with_the_last_refusal(
         assert len(old) == 5
         with listener.database.write() as connection:
             connection.execute(refusals.update().values(at=clock.now() - timedelta(days=91)))
-        sweeping = sweeper(listener, clock, UnderWay())
+        sweeping = sweeper(listener, clock, KeyLocks())
 
         def killed(self: SqlObjectIndex, ids: Sequence[int]) -> None:
             raise SystemExit

@@ -143,6 +143,8 @@ class OutboxRelay:
                 continue
             if published:
                 pause_s = self._idle_s
+                if published < self._batch:
+                    self._clock.wait(stop, self._idle_s)  # a steady stream is published in batches, not row by row
             elif self._outbox.wakeup.wait(pause_s):
                 # Told before the commit: look soon and often for a while, then seldom again (other processes may
                 # write to the outbox, too).

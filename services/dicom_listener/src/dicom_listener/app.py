@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
-from dicom_listener.adapters.commitment_scp import CommitmentScp
+from dicom_listener.adapters.commitment_scp import CommitmentDesk
 from dicom_listener.adapters.commitments import DimseReporter, SqlCommitments
 from dicom_listener.adapters.fetch_routes import fetch_routes
 from dicom_listener.adapters.fetches import SqlFetches
+from dicom_listener.adapters.key_locks import KeyLocks
 from dicom_listener.adapters.ledger import SqlLedger
 from dicom_listener.adapters.object_index import SqlObjectIndex
+from dicom_listener.adapters.processes import Books, ReceivingProcesses, fork
 from dicom_listener.adapters.staging import clear_leftovers
 from dicom_listener.adapters.tables import outbox
-from dicom_listener.assembly import bind_scp, client_tls, make_archive, make_stow, peer_addresses, server_tls
+from dicom_listener.assembly import (
+    bind_scp,
+    client_tls,
+    free_bytes,
+    make_archive,
+    make_stow,
+    peer_addresses,
+    server_tls,
+)
 from dicom_listener.domain.completeness import Rules
 from dicom_listener.domain.watermark import Watermark
 from dicom_listener.handlers.associations import Associations
 from dicom_listener.handlers.commit import CommitmentLoop
 from dicom_listener.handlers.complete import CompletenessLoop
 from dicom_listener.handlers.fetch import FetchLoop
+from dicom_listener.handlers.limits import AssociationLimits
 from dicom_listener.handlers.receive import Receiver
 from dicom_listener.handlers.refusals import RefusalBook
-from dicom_listener.handlers.sweep import Sweeper, UnderWay
+from dicom_listener.handlers.sweep import Sweeper
+from dicom_listener.receiving import receive
 from dicom_listener.settings import Settings
 from pipeline.buses import make_bus
 from pipeline.clock import SystemClock
@@ -36,7 +48,7 @@ from pipeline.http import Check
 from pipeline.outbox import OutboxRelay
 from pipeline.service import ServiceRunner
 from pipeline.settings import load_settings
-from pipeline.store import ObjectStore, make_object_store
+from pipeline.store import make_object_store
 
 log = logging.getLogger(__name__)
 
@@ -44,18 +56,17 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 _FETCHERS = 2  # a fetch that waits for a slow archive must not hold up an urgent one
 
 
-def free_bytes(store: ObjectStore) -> int:
-    """Space left where an object needs it: in the staging folder, and in the store if it knows."""
-    stat = os.statvfs(store.staging_dir())
-    staging = stat.f_bavail * stat.f_frsize
-    stored = store.free_bytes()
-    return staging if stored is None else min(staging, stored)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the service until it is told to stop; returns the exit status."""
     settings = load_settings(
         Settings, "Receives DICOM objects (C-STORE), keeps them and announces completed studies.", argv
+    )
+    under_way = KeyLocks()
+    # Before there is a thread, a connection or a port that they would inherit.
+    forks = (
+        []
+        if settings.receiving_processes == 1
+        else fork(settings.receiving_processes, partial(receive, settings, under_way))
     )
     runner = ServiceRunner("dicom-listener", settings)
     clock = SystemClock()
@@ -76,7 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     ledger = SqlLedger(database, settings.duplicate_policy)
     rules = Rules(settings.quiet_seconds, settings.release_seconds, settings.maximum_age_seconds)
     refusals = RefusalBook(ledger, clock)
-    under_way = UnderWay()
     sweeper = Sweeper(
         store,
         SqlObjectIndex(database, clock),
@@ -103,8 +113,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     commitments = SqlCommitments(database)
     reporter = DimseReporter(peer_addresses(settings), client_tls(settings), settings.request_timeout_seconds)
     committing = CommitmentLoop(commitments, store, reporter, refusals, clock)
-    commitment = CommitmentScp(commitments, reporter, committing, refusals, clock)
-    scp = bind_scp(settings, receiver, associations, refusals, store, clock, commitment, tls)
+    books = Books(
+        record=ledger.record_each,
+        limits=AssociationLimits(settings.maximum_associations, settings.maximum_associations_per_peer),
+        associations=associations,
+        refusals=refusals,
+        commitments=CommitmentDesk(commitments, reporter, committing),
+    )
+    scp = bind_scp(settings, forks, receiver, books, store, clock, tls)
     stow = make_stow(settings, receiver, associations, refusals, store, clock, tls)
 
     fetches = SqlFetches(database)
@@ -117,6 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in range(_FETCHERS):
             runner.add_loop(f"fetch-{number}", fetching.run)
 
+    if isinstance(scp, ReceivingProcesses):
+        runner.add_loop("receiving", scp.run)
     runner.add_loop("completeness", completeness.run)
     runner.add_loop("sweep", sweeper.run)
     runner.add_loop("commitment", committing.run)

@@ -6,8 +6,10 @@ A setting that cannot work ends the process with status 2 and a sentence that na
 from __future__ import annotations
 
 import errno
+import os
 import ssl
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -17,6 +19,7 @@ from starlette.applications import Starlette
 from dicom_listener.adapters.commitment_scp import CommitmentScp
 from dicom_listener.adapters.commitments import PeerAddress
 from dicom_listener.adapters.dimse_archive import DimseArchive, DimseOptions
+from dicom_listener.adapters.processes import Books, Fork, ReceivingProcesses
 from dicom_listener.adapters.scp import ScpOptions, StorageScp
 from dicom_listener.adapters.stow import StowDoor, StowOptions
 from dicom_listener.adapters.stow_server import StowServer
@@ -78,24 +81,22 @@ def wrong_setting(name: str, what: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def bind_scp(
-    settings: Settings,
-    receiver: Receiver,
-    associations: Associations,
-    refusals: RefusalBook,
-    store: ObjectStore,
-    clock: SystemClock,
-    commitment: CommitmentScp,
-    tls: ssl.SSLContext | None,
-) -> StorageScp:
-    """The SCP on its port; a port that cannot be had ends the process with status 2."""
-    options = ScpOptions(
+def free_bytes(store: ObjectStore) -> int:
+    """Space left where an object needs it: in the staging folder, and in the store if it knows."""
+    stat = os.statvfs(store.staging_dir())
+    staging = stat.f_bavail * stat.f_frsize
+    stored = store.free_bytes()
+    return staging if stored is None else min(staging, stored)
+
+
+def scp_options(settings: Settings, tls: ssl.SSLContext | None) -> ScpOptions:
+    """Limits and names of the DICOM port."""
+    return ScpOptions(
         host=settings.dicom_host,
         port=settings.dicom_port,
         ae_title=settings.ae_title,
         require_called_aet=settings.require_called_aet,
         maximum_associations=settings.maximum_associations,
-        maximum_associations_per_peer=settings.maximum_associations_per_peer,
         maximum_pdu_bytes=settings.maximum_pdu_bytes,
         maximum_object_bytes=settings.maximum_object_bytes,
         network_timeout_seconds=settings.network_timeout_seconds,
@@ -103,8 +104,33 @@ def bind_scp(
         access=[peer.rule() for peer in settings.allowed_peers],
         tls=tls,
     )
+
+
+def bind_scp(
+    settings: Settings,
+    forks: Sequence[Fork],
+    receiver: Receiver,
+    books: Books,
+    store: ObjectStore,
+    clock: SystemClock,
+    tls: ssl.SSLContext | None,
+) -> StorageScp | ReceivingProcesses:
+    """The DICOM port, served by the forks if there are some; one that cannot be had ends the process with status 2."""
     try:
-        return StorageScp(options, receiver, associations, refusals, store, clock, commitment)
+        if forks:
+            return ReceivingProcesses(
+                forks, books, settings.dicom_host, settings.dicom_port, settings.maximum_associations
+            )
+        return StorageScp(
+            scp_options(settings, tls),
+            receiver,
+            books.associations,
+            books.limits,
+            books.refusals,
+            store,
+            clock,
+            CommitmentScp(books.commitments, books.refusals, clock),
+        )
     except OSError as error:
         why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound ({error.strerror})"
         wrong_setting(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from prometheus_client import Counter, Gauge, Histogram
 
 ASSOCIATIONS = Counter("echo_dicom_associations_total", "Associations by how they went", ["outcome"])
@@ -31,3 +33,71 @@ FETCH_FAILURES = Counter("echo_fetch_failures_total", "Attempts to fetch that fa
 SWEPT = Counter("echo_dicom_objects_swept_total", "Objects deleted, by why", ["kind"])
 OPEN_STUDIES = Gauge("echo_dicom_open_studies", "Studies that are being received")
 COMPLETED = Counter("echo_dicom_studies_completed_total", "Study versions closed, by reason", ["reason"])
+
+Labels = tuple[tuple[str, str], ...]
+Counted = dict[tuple[str, Labels], list[float]]
+"""By name of the metric and labels: one sum, or each observation of a histogram."""
+
+_OF_RECEIVING = ("ASSOCIATIONS", "OBJECTS", "RECORDED", "BYTES", "STORE_SECONDS")
+
+
+class Tally:
+    """Counts in a process that nobody scrapes; `take` gives what another one is to `add`. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counted: Counted = {}
+
+    def use(self) -> None:
+        """From now on what is counted while objects are received goes here."""
+        for name in _OF_RECEIVING:
+            globals()[name] = _Tallied(self, name)
+
+    def count(self, name: str, labels: Labels, amount: float, *, each: bool) -> None:
+        """Add to the sum, or (`each`) to the observations."""
+        with self._lock:
+            amounts = self._counted.setdefault((name, labels), [])
+            if each or not amounts:
+                amounts.append(amount)
+            else:
+                amounts[0] += amount
+
+    def take(self) -> Counted:
+        """What was counted since the last call."""
+        with self._lock:
+            taken, self._counted = self._counted, {}
+        return taken
+
+
+class _Tallied:
+    """Stands for a metric."""
+
+    def __init__(self, tally: Tally, name: str, labels: Labels = ()) -> None:
+        self._tally = tally
+        self._name = name
+        self._labels = labels
+
+    def labels(self, **labels: str) -> _Tallied:
+        """As the metric's own."""
+        return _Tallied(self._tally, self._name, tuple(labels.items()))
+
+    def inc(self, amount: float = 1) -> None:
+        """As the metric's own."""
+        self._tally.count(self._name, self._labels, amount, each=False)
+
+    def observe(self, amount: float) -> None:
+        """As the metric's own."""
+        self._tally.count(self._name, self._labels, amount, each=True)
+
+
+def add(counted: Counted) -> None:
+    """Count what another process has counted."""
+    for (name, labels), amounts in counted.items():
+        metric = globals()[name]
+        if labels:
+            metric = metric.labels(**dict(labels))
+        for amount in amounts:
+            if isinstance(metric, Histogram):
+                metric.observe(amount)
+            else:
+                metric.inc(amount)

@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Literal, Protocol
 
+from dicom_listener.domain.access import TurnedAway
 from dicom_listener.domain.completeness import CompletionReason, OpenStudy
 from dicom_listener.domain.header import ObjectHeader
 
@@ -106,6 +107,54 @@ class Ledger(Protocol):
 
     def complete(self, study: OpenStudy, reason: CompletionReason, now: datetime) -> bool:
         """Close the version and write its event; false when the study has changed in the meantime."""
+        ...
+
+
+class Association(Protocol):
+    """An association's thread, or what stands for it in another process."""
+
+    def is_alive(self) -> bool:
+        """False once it has ended, however it ended."""
+        ...
+
+
+class CarriedStudies(Protocol):
+    """Which studies the open associations have carried."""
+
+    def carry(self, association: Association, study_instance_uid: str) -> None:
+        """The association brings an object of the study."""
+        ...
+
+    def end(self, association: Association, released_at: datetime | None) -> None:
+        """The association has ended: released in order, or (None) aborted, after which its sender will try again."""
+        ...
+
+
+class Limits(Protocol):
+    """How many associations may be open at the same time."""
+
+    def admit(self, association: Association, address: str) -> TurnedAway | None:
+        """Count it from now on; or why there is no room for it."""
+        ...
+
+    def leave(self, association: Association) -> None:
+        """It has ended."""
+        ...
+
+
+class Index(Protocol):
+    """The part of the ledger that receiving needs."""
+
+    def record(self, stored: StoredObject, now: datetime) -> Recorded:
+        """Index an object; with it, in the same transaction, the event of a study version that it opens."""
+        ...
+
+
+class Refusals(Protocol):
+    """Where every "no" is told."""
+
+    def note(self, refusal: Refusal) -> None:
+        """Remember it; never waits."""
         ...
 
 

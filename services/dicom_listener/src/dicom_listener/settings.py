@@ -55,6 +55,13 @@ class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSetting
     maximum_associations_per_peer: int = Field(
         16, ge=1, le=1000, description="Associations at the same time from one network address."
     )
+    receiving_processes: int = Field(
+        2,
+        ge=1,
+        le=64,
+        description="Processes that receive objects at the DICOM port; 1: the listener does it itself. More than there "
+        "are cores do not help.",
+    )
     allowed_peers: list[AllowedPeer] = Field(
         [],
         description='Who may send, as JSON: `[{"called": "ECHO", "calling": "PACS", "networks": ["10.1.0.0/16"]}]`; '

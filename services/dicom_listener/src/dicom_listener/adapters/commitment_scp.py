@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Protocol
 
 from pynetdicom.sop_class import StorageCommitmentPushModelInstance
 
@@ -11,8 +13,7 @@ from dicom_listener.adapters.commitments import DimseReporter
 from dicom_listener.domain.commitment import Reference
 from dicom_listener.domain.uids import is_uid
 from dicom_listener.handlers.commit import CommitmentLoop, Commitments
-from dicom_listener.handlers.refusals import RefusalBook
-from dicom_listener.ports import Peer, Refusal
+from dicom_listener.ports import Peer, Refusal, Refusals
 from pipeline.clock import Clock
 from pipeline.database import is_transient
 
@@ -23,20 +24,42 @@ _NO_SUCH_INSTANCE, _MISSING, _INVALID, _NO_SUCH_ACTION = 0x0112, 0x0114, 0x0115,
 _RESOURCES = 0x0213
 
 
+class CommitmentRequests(Protocol):
+    """Where requests go."""
+
+    def take(
+        self, transaction_uid: str, peer: Peer, requested: Sequence[Reference], association: Any, now: datetime
+    ) -> object:
+        """Write it down and have the result sent, on the association if the sender's address is not known."""
+        ...
+
+
+class CommitmentDesk:
+    """Implements `CommitmentRequests` where the database is."""
+
+    def __init__(self, commitments: Commitments, reporter: DimseReporter, loop: CommitmentLoop) -> None:
+        self._commitments = commitments
+        self._reporter = reporter
+        self._loop = loop
+
+    def take(
+        self, transaction_uid: str, peer: Peer, requested: Sequence[Reference], association: Any, now: datetime
+    ) -> None:
+        """Write it down, and wake the loop that sends results."""
+        self._reporter.asked_on(self._commitments.add(transaction_uid, peer, requested, now), association)
+        self._loop.wakeup.set()
+
+
 class CommitmentScp:
     """Called from association threads."""
 
     def __init__(
         self,
-        commitments: Commitments,
-        reporter: DimseReporter,
-        loop: CommitmentLoop,
-        refusals: RefusalBook,
+        requests: CommitmentRequests,
+        refusals: Refusals,
         clock: Clock,
     ) -> None:
-        self._commitments = commitments
-        self._reporter = reporter
-        self._loop = loop
+        self._requests = requests
         self._refusals = refusals
         self._clock = clock
 
@@ -44,15 +67,13 @@ class CommitmentScp:
         """Status of an N-ACTION; 0000H means that the request is written down and a result will follow."""
         try:
             transaction_uid, requested = _read(event)
-            id_ = self._commitments.add(transaction_uid, peer, requested, self._clock.now())
+            self._requests.take(transaction_uid, peer, requested, event.assoc, self._clock.now())
         except _WrongRequestError as wrong:
             return self._refuse(wrong.status, "commitment_invalid", wrong.text, peer)
         except Exception as error:
             if not is_transient(error):
                 raise
             return self._refuse(_RESOURCES, "database_unavailable", "the database cannot be written", peer)
-        self._reporter.asked_on(id_, event.assoc)
-        self._loop.wakeup.set()
         return 0x0000, None
 
     def _refuse(self, status: int, code: str, text: str, peer: Peer) -> tuple[int, None]:

@@ -6,7 +6,8 @@ import logging
 import ssl
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -21,6 +22,7 @@ from dicom_listener.domain.commitment import Reference, Verdict
 from dicom_listener.handlers.commit import LONGEST_PAUSE_S, Commitment
 from dicom_listener.ports import Peer
 from pipeline.database import Database
+from pipeline.errors import TransientError
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +137,19 @@ class PeerAddress:
     tls: bool = False
 
 
+class Elsewhere(ABC):
+    """An association that another process holds."""
+
+    @property
+    @abstractmethod
+    def is_established(self) -> bool:
+        """Whether it can be used."""
+
+    @abstractmethod
+    def report(self, commitment: Commitment, verdict: Verdict) -> bool:
+        """Whether the sender has taken the result. Raises `RuntimeError`, `OSError` or `TransientError`."""
+
+
 class DimseReporter:
     """N-EVENT-REPORT on a new association where the sender's address is known, else on the one that it asked on."""
 
@@ -153,13 +168,25 @@ class DimseReporter:
     def report(self, commitment: Commitment, verdict: Verdict) -> bool:
         """Whether the sender has taken the result."""
         address = self._peers.get(commitment.peer.calling_ae_title)
+        if address is not None:
+            return self._sent(lambda: self._on_new(address, commitment, verdict))
+        with self._lock:
+            assoc = self._asked_on.get(commitment.id)
+        return self.report_on(assoc, commitment, verdict)
+
+    def report_on(self, assoc: Any | None, commitment: Commitment, verdict: Verdict) -> bool:
+        """Whether the sender has taken the result on this association, None if it has ended."""
+        if assoc is None or not assoc.is_established:
+            return False
+        if isinstance(assoc, Elsewhere):
+            return self._sent(lambda: assoc.report(commitment, verdict))
+        return self._sent(lambda: self._send(assoc, commitment, verdict))
+
+    @staticmethod
+    def _sent(send: Callable[[], bool]) -> bool:
         try:
-            if address is not None:
-                return self._on_new(address, commitment, verdict)
-            with self._lock:
-                assoc = self._asked_on.get(commitment.id)
-            return assoc is not None and assoc.is_established and self._send(assoc, commitment, verdict)
-        except (RuntimeError, ValueError, OSError) as error:  # what pynetdicom raises when the association breaks
+            return send()
+        except (RuntimeError, ValueError, OSError, TransientError) as error:  # what pynetdicom raises, and `Elsewhere`
             log.info("storage commitment not taken", extra={"error": type(error).__name__})
             return False
 

@@ -106,7 +106,7 @@ class StagingDimse(DIMSEServiceProvider):
             for context_id, value in values:
                 self._check(context_id, value)
                 if self._storing is not None and not value[0] & COMMAND:
-                    self._storing.incoming.write(value[1:])
+                    self._storing.incoming.gather(value[1:])
                     if value[0] & LAST:
                         self._store()
                     continue
@@ -123,6 +123,11 @@ class StagingDimse(DIMSEServiceProvider):
             log.info("a message is at fault", extra={"error": type(error).__name__})
             self.abandon()
             self.dul.event_queue.put("Evt19")
+
+    def flush(self) -> None:
+        """The memory of the values received so far is about to be used again."""
+        if self._storing is not None:
+            self._storing.incoming.flush()
 
     def _store(self) -> None:
         """The object has come whole."""

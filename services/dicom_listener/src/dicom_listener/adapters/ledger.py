@@ -53,6 +53,10 @@ class SqlLedger:
         """Index an object, in one transaction with those of other associations that wait at the same moment."""
         return self._together((stored, now))
 
+    def record_each(self, objects: Sequence[tuple[StoredObject, datetime]]) -> Sequence[Recorded | Exception]:
+        """The same for many: what became of each, or why it could not be indexed."""
+        return self._together.each(objects)
+
     def _record_all(self, objects: Sequence[tuple[StoredObject, datetime]]) -> Sequence[Recorded]:
         """In one transaction. Concurrent writers of one study, other processes too, wait for each other on its row."""
         in_order = sorted(range(len(objects)), key=lambda n: objects[n][0].header.study_instance_uid)  # no deadlock

@@ -17,7 +17,7 @@ from pynetdicom.dul import DULServiceProvider
 
 from dicom_listener.adapters.dimse import StagingDimse
 from dicom_listener.adapters.transport import PduReader
-from dicom_listener.domain.wire import P_DATA_TF, presentation_data_values
+from dicom_listener.domain.wire import presentation_data_values
 
 _AWAITS_REQUEST, _TRANSFERS_DATA = "Sta2", "Sta6"  # PS3.8 section 9.2.1
 _OTHER_WORK_S = 0.05  # how long what another thread wants to send may wait for a silent peer: aborts, event reports
@@ -87,12 +87,19 @@ class _Reader:
                 break
             if dul._process_recv_primitive():
                 return True
-            if not self._readable(connection):
-                return False
-            dul._idle_timer.restart()
-            self._read()
+            if not self._pdus.holds_bytes:
+                if not self._readable(connection):
+                    return False
+                dul._idle_timer.restart()
+            if dul.state_machine.current_state == _TRANSFERS_DATA:
+                self._transfer()
+            else:
+                dul._read_pdu_data()
             if not dul.event_queue.empty():
                 return True
+        if self._pdus.holds_bytes:  # the library would wait for more
+            dul._read_pdu_data()
+            return True
         return bool(DULServiceProvider._is_transport_event(dul))
 
     def _readable(self, connection: Any) -> bool:
@@ -100,24 +107,24 @@ class _Reader:
             return True
         return bool(self._poll.poll(_OTHER_WORK_S * 1000))
 
-    def _read(self) -> None:
-        """One PDU: data go straight on, everything else the library's way."""
+    def _transfer(self) -> None:
+        """What has come: data go straight on, everything else the library's way."""
         dul = self._dul
         try:
-            header = self._pdus.recv(6)
+            if not self._pdus.read_ahead():
+                dul._read_pdu_data()  # the connection is closed, maybe inside a PDU
+                return
+            while dul.event_queue.empty():
+                body = self._pdus.next_data()
+                if body is None:
+                    break
+                self._dimse.receive_values(presentation_data_values(body))
+            self._dimse.flush()
         except OSError:
             dul.event_queue.put("Evt17")  # the connection is closed
-            return
-        if len(header) < 6 or header[0] != P_DATA_TF or dul.state_machine.current_state != _TRANSFERS_DATA:
-            self._pdus.unread(header)
-            dul._read_pdu_data()
-            return
-        try:
-            values = presentation_data_values(self._pdus.data(int.from_bytes(header[2:6], "big")))
-        except OSError:
-            dul.event_queue.put("Evt17")
             return
         except ValueError:
             dul.event_queue.put("Evt19")  # an invalid PDU
             return
-        self._dimse.receive_values(values)
+        if self._pdus.has_other and dul.event_queue.empty():
+            dul._read_pdu_data()

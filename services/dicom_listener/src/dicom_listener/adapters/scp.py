@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from pynetdicom import AE, evt
 from pynetdicom.pdu_primitives import A_P_ABORT
@@ -19,13 +19,11 @@ from dicom_listener.adapters.commitment_scp import CommitmentScp
 from dicom_listener.adapters.dimse import STORAGE_COMMITMENT, VERIFICATION, StagingDimse, configure
 from dicom_listener.adapters.reactor import wake_by_events
 from dicom_listener.adapters.staging import IncomingFile
-from dicom_listener.adapters.transport import PduReader, Server
+from dicom_listener.adapters.transport import HandedServer, PduReader, Server
 from dicom_listener.domain.access import AccessRule, TurnedAway, check_access
 from dicom_listener.domain.refusals import SUCCESS, Reason
-from dicom_listener.handlers.associations import Associations
 from dicom_listener.handlers.receive import Receiver
-from dicom_listener.handlers.refusals import RefusalBook
-from dicom_listener.ports import Peer, Refusal
+from dicom_listener.ports import CarriedStudies, Limits, Peer, Refusal, Refusals
 from pipeline.clock import Clock
 from pipeline.store import ObjectStore
 
@@ -49,7 +47,6 @@ class ScpOptions:
     ae_title: str
     require_called_aet: bool
     maximum_associations: int
-    maximum_associations_per_peer: int
     maximum_pdu_bytes: int
     maximum_object_bytes: int
     network_timeout_seconds: float
@@ -62,6 +59,18 @@ class ScpOptions:
         return self.access or ([AccessRule(called=self.ae_title.strip())] if self.require_called_aet else [])
 
 
+class HandedConnections(Protocol):
+    """Told of connections that were accepted by another process, by their numbers there."""
+
+    def closed(self, number: int) -> None:
+        """The connection is closed."""
+        ...
+
+    def gone(self, number: int) -> None:
+        """And its association has said all it had to say."""
+        ...
+
+
 class StorageScp:
     """One listening port. pynetdicom runs two threads per association; the receiver is called from one of them."""
 
@@ -69,17 +78,24 @@ class StorageScp:
         self,
         options: ScpOptions,
         receiver: Receiver,
-        associations: Associations,
-        refusals: RefusalBook,
+        associations: CarriedStudies,
+        limits: Limits,
+        refusals: Refusals,
         store: ObjectStore,
         clock: Clock,
         commitment: CommitmentScp,
+        *,
+        handed: HandedConnections | None = None,
     ) -> None:
-        """Bind the port; raises `OSError` if that cannot be done."""
+        """Bind the port; raises `OSError` if that cannot be done.
+
+        With `handed` there is no port: `take` gets the connections, and `handed` is told when they end.
+        """
         configure()
         self._options = options
         self._receiver = receiver
         self._associations = associations
+        self._limits = limits
         self._refusals = refusals
         self._store = store
         self._clock = clock
@@ -87,7 +103,6 @@ class StorageScp:
         self._draining = threading.Event()
         self._lock = threading.Lock()
         self._connections: dict[Any, float] = {}  # opened at
-        self._admitted: dict[Any, str] = {}  # address
         self._ae = AE(ae_title=options.ae_title)
         self._ae.maximum_associations = 1_000_000  # counted here instead, with a reason for each
         self._ae.maximum_pdu_size = options.maximum_pdu_bytes
@@ -110,11 +125,15 @@ class StorageScp:
                 (evt.EVT_C_STORE, self._on_store),
                 (evt.EVT_N_ACTION, lambda event: commitment.request(event, _peer(event.assoc))),
             ],
-            server_class=Server,
+            server_class=Server if handed is None else HandedServer,
         )
         assert isinstance(self._server, Server)
         self._server.configure(options.tls, options.request_timeout_seconds, self._room, self._close_stranger)
         self._ae._servers.append(self._server)  # where the server's own shutdown() looks for itself
+        self._handed = handed
+        self._ending: list[Any] = []  # associations without a connection, whose threads have not ended
+        if isinstance(self._server, HandedServer):
+            self._server.gone = self._gone
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="dicom", daemon=True
@@ -124,9 +143,28 @@ class StorageScp:
         """Accept associations from now on."""
         self._thread.start()
 
+    def take(self, number: int, connection: socket.socket, address: Any) -> None:
+        """Serve a connection that was accepted elsewhere."""
+        assert isinstance(self._server, HandedServer)
+        self._server.take(number, connection, address)
+
+    def forget_dead(self) -> None:
+        """Count out associations whose threads have ended, whether they said so or not."""
+        with self._lock:
+            dead = _forget_dead(self._connections) + [assoc for assoc in self._ending if not assoc.is_alive()]
+            self._ending = [assoc for assoc in self._ending if assoc.is_alive()]
+        if self._handed is not None:
+            for assoc in dead:
+                self._gone(assoc.number)
+
+    def _gone(self, number: int) -> None:
+        assert self._handed is not None
+        self._handed.closed(number)
+        self._handed.gone(number)
+
     def check(self) -> None:
         """Raise unless the port accepts associations."""
-        if self._draining.is_set() or not self._thread.is_alive():
+        if self._draining.is_set() or not (self._thread.is_alive() or isinstance(self._server, HandedServer)):
             raise RuntimeError("the DICOM port does not accept associations")
 
     def drain(self, grace_seconds: float) -> None:
@@ -153,12 +191,14 @@ class StorageScp:
         return [assoc for assoc in self._server.active_associations if assoc.is_established]
 
     def _room(self) -> int:
+        self.forget_dead()
         with self._lock:
-            _forget_dead(self._connections)
             return self._options.maximum_associations + _WAITING_ROOM - len(self._connections)
 
     def _on_connection(self, event: Any) -> None:
         assoc, options = event.assoc, self._options
+        if isinstance(self._server, HandedServer):
+            self._server.claim(assoc)
         with self._lock:
             self._connections[assoc] = time.monotonic()
         # Neither thread may keep the process alive after the grace time.
@@ -224,9 +264,13 @@ class StorageScp:
         assoc = event.assoc
         with self._lock:
             opened_at = self._connections.pop(assoc, None)
-            self._admitted.pop(assoc, None)
+        self._limits.leave(assoc)
         assoc.dimse.discard_all()
         assoc.dimse.connection.close()  # the library leaves it open when the peer was the first to go
+        if opened_at is not None and self._handed is not None:
+            self._handed.closed(assoc.number)
+            with self._lock:
+                self._ending.append(assoc)  # it may still say that it was released
         waited = 0.0 if opened_at is None else time.monotonic() - opened_at
         if assoc.requestor.primitive is None and waited >= self._options.request_timeout_seconds:
             self._turn_away(assoc, TurnedAway.NO_REQUEST)
@@ -251,16 +295,7 @@ class StorageScp:
             return TurnedAway.MAXIMUM_LENGTH
         peer, options = _peer(assoc), self._options
         reason = check_access(options.rules(), peer.called_ae_title, peer.calling_ae_title, peer.address)
-        if reason is not None:
-            return reason
-        with self._lock:
-            _forget_dead(self._admitted)
-            if len(self._admitted) >= options.maximum_associations:
-                return TurnedAway.TOO_MANY
-            if list(self._admitted.values()).count(peer.address) >= options.maximum_associations_per_peer:
-                return TurnedAway.TOO_MANY_OF_PEER
-            self._admitted[assoc] = peer.address
-        return None
+        return reason or self._limits.admit(assoc, peer.address)
 
     def _turn_away(self, assoc: Any, reason: TurnedAway) -> None:
         """Tell people, once per association; the first reason is the cause of what follows."""
@@ -321,9 +356,11 @@ class StorageScp:
             assoc.dul._idle_timer.restart()  # the sender was waiting for us, not silent
 
 
-def _forget_dead(of_associations: dict[Any, Any]) -> None:
-    for assoc in [a for a in of_associations if a.ident is not None and not a.is_alive()]:
+def _forget_dead(of_associations: dict[Any, Any]) -> list[Any]:
+    dead = [assoc for assoc in of_associations if assoc.ident is not None and not assoc.is_alive()]
+    for assoc in dead:
         del of_associations[assoc]
+    return dead
 
 
 def _peer(assoc: Any) -> Peer:

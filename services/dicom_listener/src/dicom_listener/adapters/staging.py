@@ -6,16 +6,20 @@ import contextlib
 import errno
 import hashlib
 import mmap
+import os
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
+from dicom_listener.adapters.writeback import begin_writing
 from dicom_listener.domain.header import ObjectHeader, read_header
 from dicom_listener.domain.part10 import part10_head
 from dicom_listener.domain.refusals import Reason, Refused
 from pipeline.store import ObjectStore
 
 _PREFIX = "dicom-"
+_BEGIN_WRITING = 2 * 2**20  # bytes; of a large object most lies on the disk before the sync that its answer waits for
+_MOST_PIECES = 256  # of one write; the system takes up to 1,024
 
 
 def clear_leftovers(staging: Path) -> int:
@@ -52,15 +56,19 @@ class IncomingFile:
         self._store = store
         self._refused = refused
         self._hash = hashlib.sha256()
-        self._stream: IO[bytes] | None = None
+        self._file: int | None = None  # descriptor
+        self._is_there = False
+        self._begun = 0  # bytes that the system was told to begin writing to the disk
+        self._gathered: list[bytes | memoryview] = []
         self.path = store.staging_dir() / f"{_PREFIX}{uuid.uuid4().hex}.part"
         if refused is None:
+            self._is_there = True
             try:
-                self._stream = self.path.open("wb", buffering=1 << 16)  # larger pieces go past it
+                self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             except OSError as error:
                 self._fail(error)
             else:
-                self.write(self._head())
+                self.gather(self._head())
                 self.data_set_offset = self.size_bytes
 
     def _head(self) -> bytes:
@@ -68,27 +76,34 @@ class IncomingFile:
 
     def write(self, data: bytes | memoryview) -> None:
         """Append; an error is remembered for `finish` and not raised."""
-        if self._stream is None:
+        self.gather(data)
+        self.flush()
+
+    def gather(self, data: bytes | memoryview) -> None:
+        """Append what stays as it is until `flush`, so that many fragments are one write."""
+        if self._file is None:
             return
         if self.size_bytes + len(data) > self._maximum:
             self._refused = Refused(Reason.OBJECT_TOO_LARGE)
             self.discard()
             return
-        try:
-            self._stream.write(data)
-        except OSError as error:
-            self._fail(error)
-            return
-        self._hash.update(data)
+        self._gathered.append(data)
         self.size_bytes += len(data)
+        if len(self._gathered) >= _MOST_PIECES:
+            self.flush()
 
-    def close(self) -> None:
-        """Write out the buffer; an error is remembered for `finish`."""
-        if self._stream is None:
+    def flush(self) -> None:
+        """Write what was gathered; an error is remembered for `finish` and not raised."""
+        if self._file is None:
             return
-        stream, self._stream = self._stream, None
+        pieces, self._gathered = self._gathered, []
         try:
-            stream.close()
+            for piece in pieces:
+                self._hash.update(piece)
+            _write_all(self._file, pieces)
+            if self.size_bytes - self._begun >= _BEGIN_WRITING:
+                begin_writing(self._file, self._begun, self.size_bytes - self._begun)
+                self._begun = self.size_bytes
         except OSError as error:
             self._fail(error)
 
@@ -99,7 +114,11 @@ class IncomingFile:
 
     def finish(self) -> str:
         """Close and return the SHA-256 of the file; raises `Refused` if there is none."""
-        self.close()
+        self.flush()
+        try:
+            self._close()
+        except OSError as error:  # some file systems tell only now that the disk is full
+            self._fail(error)
         if self._refused is not None:
             raise self._refused
         return self._hash.hexdigest()
@@ -115,14 +134,29 @@ class IncomingFile:
             self._store.put_file(self.path, key)
         except Exception as error:
             raise Refused(Reason.STORE_UNAVAILABLE, type(error).__name__) from error
+        self._is_there = False
 
     def discard(self) -> None:
         """Close and remove what is left."""
-        if self._stream is not None:
-            stream, self._stream = self._stream, None
-            with contextlib.suppress(OSError):  # a full disk cannot take the buffer; the file goes anyway
-                stream.close()
-        self.path.unlink(missing_ok=True)
+        self._gathered.clear()
+        with contextlib.suppress(OSError):  # the file goes anyway
+            self._close()
+        if self._is_there:
+            self._is_there = False
+            self.path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            os.close(file)
+
+
+def _write_all(file: int, pieces: Sequence[bytes | memoryview]) -> None:
+    """One call, unless the system takes less at once, as it does when the disk is nearly full."""
+    left = sum(len(piece) for piece in pieces) - os.writev(file, pieces)
+    while left:
+        rest = b"".join(pieces)[-left:]
+        left -= os.write(file, rest)
 
 
 class UnreadableFile(IncomingFile):

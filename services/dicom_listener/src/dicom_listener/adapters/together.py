@@ -37,15 +37,22 @@ class Together(Generic[Item, Outcome]):
 
     def __call__(self, item: Item) -> Outcome:
         """The item's outcome, once the work is done; raises what `work` raised for it."""
-        mine: _Waiting[Item, Outcome] = _Waiting(item)
+        (outcome,) = self.each([item])
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def each(self, items: Sequence[Item]) -> Sequence[Outcome | Exception]:
+        """The outcome of each, or what `work` raised for it, once the work is done for all of them."""
+        mine: list[_Waiting[Item, Outcome]] = [_Waiting(item) for item in items]
         with self._turn:
-            self._queue.append(mine)
-            while self._busy and not mine.is_done:
+            self._queue += mine
+            while self._busy and not mine[-1].is_done:
                 self._turn.wait()
-            if not mine.is_done:
+            if not mine[-1].is_done:
                 self._busy = True
                 batch, self._queue = self._queue, []
-        if not mine.is_done:
+        if not mine[-1].is_done:
             try:
                 self._do(batch)
             finally:
@@ -54,10 +61,7 @@ class Together(Generic[Item, Outcome]):
                         each.is_done = True
                     self._busy = False
                     self._turn.notify_all()
-        if mine.error is not None:
-            raise mine.error
-        assert mine.outcome is not None
-        return mine.outcome
+        return [each.error or _there(each.outcome) for each in mine]
 
     def _do(self, batch: Sequence[_Waiting[Item, Outcome]]) -> None:
         try:
@@ -71,3 +75,8 @@ class Together(Generic[Item, Outcome]):
                 return
         for each in batch:
             self._do([each])
+
+
+def _there(outcome: Outcome | None) -> Outcome:
+    assert outcome is not None
+    return outcome

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import threading
 from datetime import datetime
-from typing import Protocol
 
-
-class Association(Protocol):
-    """An association's thread."""
-
-    def is_alive(self) -> bool:
-        """False once it has ended, however it ended."""
-        ...
+from dicom_listener.ports import Association
 
 
 class Associations:

@@ -11,10 +11,17 @@ from dicom_listener.domain.header import ObjectHeader
 from dicom_listener.domain.refusals import SUCCESS, Reason, Refused
 from dicom_listener.domain.uids import is_uid
 from dicom_listener.domain.watermark import Watermark
-from dicom_listener.handlers.associations import Association, Associations
-from dicom_listener.handlers.refusals import RefusalBook
 from dicom_listener.handlers.sweep import UnderWay
-from dicom_listener.ports import Ledger, Peer, Refusal, StagedFile, StoredObject
+from dicom_listener.ports import (
+    Association,
+    CarriedStudies,
+    Index,
+    Peer,
+    Refusal,
+    Refusals,
+    StagedFile,
+    StoredObject,
+)
 from pipeline.clock import Clock, iso
 from pipeline.database import is_transient
 from pipeline.errors import ObjectStoreUnavailable
@@ -35,9 +42,9 @@ class Receiver:
     def __init__(
         self,
         store: ObjectStore,
-        ledger: Ledger,
-        associations: Associations,
-        refusals: RefusalBook,
+        ledger: Index,
+        associations: CarriedStudies,
+        refusals: Refusals,
         under_way: UnderWay,
         clock: Clock,
         watermark: Watermark,

@@ -5,11 +5,10 @@ A file is deleted only while no association is about to index it, and only if th
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -23,31 +22,16 @@ log = logging.getLogger(__name__)
 _BATCH = 200
 
 
-class UnderWay:
-    """Keys between the renaming of a file and the commit of its row. Thread-safe."""
+class UnderWay(Protocol):
+    """Keys between the renaming of a file and the commit of its row."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._keys: Counter[str] = Counter()
-
-    @contextlib.contextmanager
-    def keeping(self, key: str) -> Iterator[None]:
+    def keeping(self, key: str) -> AbstractContextManager[None]:
         """The file is moved to its place and indexed inside this block."""
-        with self._lock:
-            self._keys[key] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._keys[key] -= 1
-                if not self._keys[key]:
-                    del self._keys[key]
+        ...
 
-    @contextlib.contextmanager
-    def unless_kept(self, key: str) -> Iterator[bool]:
+    def unless_kept(self, key: str) -> AbstractContextManager[bool]:
         """True if nobody keeps the key; nobody begins to until the block ends."""
-        with self._lock:
-            yield key not in self._keys
+        ...
 
 
 class ObjectIndex(Protocol):
@@ -71,7 +55,7 @@ class ObjectIndex(Protocol):
 
 
 class Sweeper:
-    """The loop behind orphan collection and retention. One process owns a store, so its `UnderWay` knows all keys."""
+    """The loop behind orphan collection and retention. One listener owns a store, so its `UnderWay` knows all keys."""
 
     def __init__(
         self,

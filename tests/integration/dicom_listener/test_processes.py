@@ -1,0 +1,191 @@
+"""Receiving in several processes: what is shared between them, and what one that dies or hangs does to the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from integration.dicom_listener.peers import DX, Sender, encoded, half_a_message, image, new_uid, wait_for
+from integration.dicom_listener.process import Process
+from integration.dicom_listener.test_commitment import Requester
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[Process]:
+    running = Process(tmp_path)
+    yield running
+    for pid in receiving(running):
+        os.kill(pid, signal.SIGKILL)
+    running.kill()
+
+
+def receiving(process: Process) -> list[int]:
+    """Process ids of those that receive."""
+    if process.child is None or process.child.poll() is not None:
+        return []
+    tasks = Path(f"/proc/{process.child.pid}/task")
+    return [int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()]
+
+
+def is_gone(pid: int) -> bool:
+    """Ended; whether somebody has asked for its exit status or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def descriptors(pid: int) -> int:
+    """How many are open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def get(process: Process, path: str) -> tuple[int, str]:
+    """Status and body."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{process.fields['http_port']}{path}", timeout=60) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_connections_go_to_all_of_them(process: Process) -> None:
+    process.start(receiving_processes=3)
+    pids = receiving(process)
+    before = [descriptors(pid) for pid in pids]
+    senders = [Sender(process.port) for _ in range(6)]
+    assert [descriptors(pid) - count for pid, count in zip(pids, before, strict=True)] == [2, 2, 2]
+    images = [image() for _ in senders]
+    assert [sender.send(ds) for sender, ds in zip(senders, images, strict=True)] == [0] * 6
+    for sender in senders:
+        sender.assoc.release()
+    assert process.rows("select count(*) from instances") == [(6,)]
+    expected = (
+        'echo_dicom_associations_total{outcome="released"} 6.0',
+        'echo_dicom_objects_total{status="0000"} 6.0',
+        "echo_dicom_store_seconds_count 6.0",
+    )
+    wait_for(lambda: all(line in get(process, "/metrics")[1] for line in expected))
+    assert process.end(signal.SIGTERM) == 0
+
+
+def test_every_release_is_heard(process: Process) -> None:
+    """It is told by one thread of an association, and the end of the connection by the other, in any order."""
+    process.start(receiving_processes=2, quiet_seconds=600, release_seconds=0.1)
+    for _ in range(25):
+        with Sender(process.port) as sender:
+            assert sender.send(image()) == 0
+    wait_for(
+        lambda: (
+            process.rows("select state, reason, count(*) from studies group by 1, 2")
+            == [("complete", "association_released", 25)]
+        )
+    )
+
+
+def test_limits_count_over_all_of_them(process: Process) -> None:
+    process.start(receiving_processes=2, maximum_associations=5, maximum_associations_per_peer=3)
+    senders = [Sender(process.port) for _ in range(3)]
+    assert all(sender.assoc.is_established for sender in senders)
+    assert Sender(process.port).rejected_for_now()
+    senders[0].assoc.release()
+    wait_for(lambda: Sender(process.port).assoc.is_established)
+    senders[1].assoc.abort()
+    wait_for(lambda: Sender(process.port).assoc.is_established)
+    wait_for(lambda: process.rows("select 1 from refusals where reason = 'too_many_associations_of_peer' limit 1"))
+    assert process.end(signal.SIGTERM) == 0
+
+
+def test_a_study_waits_for_an_association_of_another_process(process: Process) -> None:
+    process.start(receiving_processes=2, release_seconds=0.2)
+    study = new_uid()
+    first, second = Sender(process.port), Sender(process.port)
+    assert first.send(image(study)) == second.send(image(study)) == 0
+    first.assoc.release()
+    with Sender(process.port) as other:  # a study of its own closes meanwhile, so the first one would have, too
+        done = image()
+        assert other.send(done) == 0
+    wait_for(lambda: process.rows("select state from studies where instance_count = 1") == [("complete",)])
+    assert process.rows("select state from studies where instance_count = 2") == [("open",)]
+    second.assoc.release()
+    wait_for(lambda: process.rows("select distinct state from studies") == [("complete",)])
+
+
+def test_the_result_of_a_storage_commitment_comes_on_the_association_that_asked(process: Process) -> None:
+    process.start(receiving_processes=2)
+    requester = Requester()
+    try:
+        ds = image()
+        with Sender(process.port) as sender:
+            assert sender.send(ds) == 0
+        assoc = requester.associate(process.port)
+        transaction = new_uid()
+        assert Requester.ask(assoc, [(DX, ds.SOPInstanceUID)], transaction) == 0
+        wait_for(lambda: requester.results)
+        ((event_type, information),) = requester.results
+        assert (event_type, information.TransactionUID) == (1, transaction)
+        assoc.release()
+    finally:
+        requester.server.shutdown()
+    assert process.end(signal.SIGTERM) == 0
+
+
+def test_one_that_is_killed_ends_the_listener_and_loses_nothing(process: Process) -> None:
+    process.start(receiving_processes=2)
+    acknowledged = image()
+    senders = [Sender(process.port) for _ in range(2)]
+    assert senders[0].send(acknowledged) == 0
+    half_a_message(senders[1], encoded(image(size=512)), new_uid())
+    wait_for(process.staged)
+    assert process.child is not None
+    victim, other = receiving(process)
+    os.kill(victim, signal.SIGKILL)
+    assert process.child.wait(timeout=90) == 1
+    wait_for(lambda: is_gone(other))
+    assert '"message": "a receiving process has ended"' in process.log.read_text()
+    process.start(receiving_processes=2)
+    assert process.staged() == []
+    uid = str(acknowledged.SOPInstanceUID)
+    assert process.rows("select sop_instance_uid from instances") == [(uid,)]
+    with Sender(process.port) as again:
+        assert again.send(acknowledged) == 0
+    wait_for(lambda: process.rows("select state, version from studies") == [("complete", 1)])
+    assert process.end(signal.SIGTERM) == 0
+
+
+def test_they_die_with_the_listener(process: Process) -> None:
+    process.start(receiving_processes=2)
+    sender = Sender(process.port)
+    pids = receiving(process)
+    process.end(signal.SIGKILL)
+    for pid in pids:
+        wait_for(lambda pid=pid: is_gone(pid))  # type: ignore[misc]  # a default binds the loop's variable
+    wait_for(lambda: not sender.assoc.is_established)
+
+
+def test_one_that_hangs_is_told_by_readiness_and_does_not_hold_up_the_other(process: Process) -> None:
+    process.start(receiving_processes=2, drain_seconds=0.5)
+    victim, _ = receiving(process)
+    os.kill(victim, signal.SIGSTOP)
+    status, answer = get(process, "/readyz")
+    assert status == 503
+    assert json.loads(answer)["checks"]["dicom_port"] != "ok"
+    os.kill(victim, signal.SIGCONT)
+    wait_for(lambda: get(process, "/readyz")[0] == 200)
+    senders = [Sender(process.port) for _ in range(2)]  # one in each
+    os.kill(victim, signal.SIGSTOP)
+    statuses: list[int | None] = []
+    for sender in senders:
+        sender.assoc.dimse_timeout = 2
+        statuses.append(sender.send(image()))
+    assert sorted(statuses, key=str) == [0, None]
+    assert process.end(signal.SIGTERM) == 0
+    assert '"message": "a receiving process did not end"' in process.log.read_text()
+    wait_for(lambda: is_gone(victim))

@@ -1,0 +1,113 @@
+"""Messages between processes: in order, answered or not, and what happens when one end is gone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from multiprocessing import Pipe
+from typing import Any
+
+import pytest
+
+from dicom_listener.adapters.channel import Channel, ChannelClosed
+from pipeline.errors import TransientError
+
+
+@contextmanager
+def connected(**handlers: Callable[..., Any]) -> Iterator[tuple[Channel, Channel]]:
+    """One end that asks, and one that handles."""
+    ours, theirs = Pipe()
+    asking, answering = Channel(ours, {}), Channel(theirs, handlers)
+    threads = [threading.Thread(target=each.run, daemon=True) for each in (asking, answering)]
+    for thread in threads:
+        thread.start()
+    yield asking, answering
+    for end in (ours, theirs):
+        if not end.closed:
+            end.send_bytes(b"")  # no message: whoever reads it ends
+    for thread in threads:
+        thread.join(10)
+
+
+def test_what_was_told_comes_before_what_is_asked_later() -> None:
+    heard: list[int] = []
+    with connected(hear=heard.append, heard=lambda: list(heard)) as (asking, _):
+        for number in range(100):
+            asking.tell("hear", number)
+        assert asking.ask("heard", timeout=10) == list(range(100))
+
+
+def test_what_was_told_waits_for_the_next_message_or_a_flush() -> None:
+    heard: list[str] = []
+    news = threading.Event()
+
+    def hear(word: str) -> None:
+        heard.append(word)
+        news.set()
+
+    with connected(hear=hear) as (asking, _):
+        asking.tell("hear", "later")
+        assert not news.wait(0.05)
+        asking.tell("hear", "soon", soon=True)
+        assert news.wait(10)
+        news.clear()
+        asking.tell("hear", "flushed")
+        asking.flush()
+        assert news.wait(10)
+    assert heard == ["later", "soon", "flushed"]
+
+
+def test_a_slow_answer_does_not_hold_up_others() -> None:
+    slow: Future[str] = Future()
+    with connected(slow=lambda: slow, quick=lambda: "quick") as (asking, _):
+        answers: list[str] = []
+        waiting = threading.Thread(target=lambda: answers.append(asking.ask("slow", timeout=10)))
+        waiting.start()
+        assert asking.ask("quick", timeout=10) == "quick"
+        slow.set_result("slow")
+        waiting.join(10)
+    assert answers == ["slow"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"), [(TransientError("away"), TransientError), (KeyError("a fault"), RuntimeError)]
+)
+def test_an_error_is_raised_where_the_question_came_from(raised: Exception, expected: type[Exception]) -> None:
+    def fail() -> None:
+        raise raised
+
+    with connected(fail=fail) as (asking, _), pytest.raises(expected, match=type(raised).__name__):
+        asking.ask("fail", timeout=10)
+
+
+def test_without_an_answer_in_time() -> None:
+    never: Future[None] = Future()
+    with connected(never=lambda: never) as (asking, _), pytest.raises(TimeoutError):
+        asking.ask("never", timeout=0.05)
+
+
+def test_whoever_waits_is_told_when_the_other_end_is_gone() -> None:
+    ours, theirs = Pipe()
+    asking = Channel(ours, {})
+    running = threading.Thread(target=asking.run, daemon=True)
+    running.start()
+    errors: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            asking.ask("anything", timeout=10)
+        except TransientError as error:
+            errors.append(error)
+
+    waiting = threading.Thread(target=ask)
+    waiting.start()
+    assert theirs.recv()  # it has been asked
+    theirs.close()
+    waiting.join(10)
+    running.join(10)
+    assert [type(error) for error in errors] == [ChannelClosed]
+    with pytest.raises(ChannelClosed):
+        asking.ask("anything")
+    asking.tell("nobody hears", soon=True)
