@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -91,7 +92,7 @@ def test_every_release_is_heard(process: Process) -> None:
 
 
 def test_limits_count_over_all_of_them(process: Process) -> None:
-    process.start(receiving_processes=2, maximum_associations=5, maximum_associations_per_peer=3)
+    process.start(receiving_processes=2, maximum_associations=5, maximum_associations_per_peer=3, drain_seconds=0.5)
     senders = [Sender(process.port) for _ in range(3)]
     assert all(sender.assoc.is_established for sender in senders)
     assert Sender(process.port).rejected_for_now()
@@ -137,8 +138,23 @@ def test_the_result_of_a_storage_commitment_comes_on_the_association_that_asked(
     assert process.end(signal.SIGTERM) == 0
 
 
+def test_all_of_them_reject_until_the_last_one_is_drained(process: Process) -> None:
+    process.start(receiving_processes=3, drain_seconds=60)
+    assert process.child is not None
+    with Sender(process.port) as sender:
+        assert sender.send(image()) == 0
+        process.child.send_signal(signal.SIGTERM)
+        wait_for(lambda: '"message": "stopping"' in process.log.read_text())
+        time.sleep(0.5)  # the two others have nothing to wait for
+        late = [Sender(process.port) for _ in range(6)]
+        assert all(each.rejected_for_now() for each in late)
+        assert sender.send(image()) == 0
+    assert process.child.wait(timeout=90) == 0
+    assert process.rows("select count(*) from instances") == [(2,)]
+
+
 def test_one_that_is_killed_ends_the_listener_and_loses_nothing(process: Process) -> None:
-    process.start(receiving_processes=2)
+    process.start(receiving_processes=2, drain_seconds=0.5)
     acknowledged = image()
     senders = [Sender(process.port) for _ in range(2)]
     assert senders[0].send(acknowledged) == 0
@@ -187,5 +203,5 @@ def test_one_that_hangs_is_told_by_readiness_and_does_not_hold_up_the_other(proc
         statuses.append(sender.send(image()))
     assert sorted(statuses, key=str) == [0, None]
     assert process.end(signal.SIGTERM) == 0
-    assert '"message": "a receiving process did not end"' in process.log.read_text()
+    assert '"message": "a receiving process did not drain"' in process.log.read_text()
     wait_for(lambda: is_gone(victim))

@@ -141,9 +141,11 @@ def receive(settings: Settings, under_way: UnderWay, connection: Connection[Any,
     gc.freeze()  # what stands now stays: no need to look through it again and again
     while not drain.wait(_LOOK_S):
         scp.forget_dead()
-        channel.tell("counted", tally.take(), soon=True)
+        if counted := tally.take():
+            channel.tell("counted", counted, soon=True)
     scp.drain(grace[0])
-    channel.tell("counted", tally.take(), soon=True)
+    channel.tell("counted", tally.take())
+    channel.ask("drained")  # new associations are rejected here until all processes are
     return 0
 
 

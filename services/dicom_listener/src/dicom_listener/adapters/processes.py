@@ -150,10 +150,13 @@ class Recorder:
 class _Receiving:
     """One receiving process: what it tells and asks is done here."""
 
-    def __init__(self, forked: Fork, books: Books, recorder: Recorder, slow: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, forked: Fork, books: Books, recorder: Recorder, slow: ThreadPoolExecutor, may_end: Future[None]
+    ) -> None:
         self._books = books
-        self._recorder = recorder
         self._slow = slow
+        self._may_end = may_end
+        self.drained = threading.Event()
         self._lock = threading.Lock()
         self._associations: dict[int, _Association] = {}
         self._open: set[int] = set()
@@ -172,6 +175,7 @@ class _Receiving:
                 "gone": self._gone,
                 "refused": books.refusals.note,
                 "commitment": self._commitment,
+                "drained": self._drained,
                 "counted": metrics.add,
             },
         )
@@ -200,6 +204,7 @@ class _Receiving:
         self.channel.run()
         self._handover.close()
         self.process.join()
+        self.drained.set()
         self.ended.set()
         with self._lock:
             numbers = list(self._associations)
@@ -231,6 +236,10 @@ class _Receiving:
             association = self._associations.pop(number, None)
         if association is not None:
             association.end()
+
+    def _drained(self) -> Future[None]:
+        self.drained.set()
+        return self._may_end
 
     def _commitment(
         self, transaction_uid: str, peer: Peer, requested: Sequence[Reference], number: int, now: datetime
@@ -267,7 +276,8 @@ class ReceivingProcesses:
         self._died = threading.Event()
         self._recorder = Recorder(books.record)
         slow = ThreadPoolExecutor(4, thread_name_prefix="commitment-request")
-        self._receiving = [_Receiving(each, books, self._recorder, slow) for each in forks]
+        self._may_end: Future[None] = Future()
+        self._receiving = [_Receiving(each, books, self._recorder, slow, self._may_end) for each in forks]
         self._accepting = self._thread("dicom", self._accept)
 
     @staticmethod
@@ -312,12 +322,16 @@ class ReceivingProcesses:
             each.channel.tell("drain", grace_seconds, soon=True)
         deadline = time.monotonic() + grace_seconds + _LAST_WORDS_S
         for each in self._receiving:
-            if not each.ended.wait(max(0.0, deadline - time.monotonic())):
-                log.error("a receiving process did not end", extra={"receiving_process": each.process.name})
+            if not each.drained.wait(max(0.0, deadline - time.monotonic())):
+                log.error("a receiving process did not drain", extra={"receiving_process": each.process.name})
                 each.process.kill()
         self._closing.set()
         self._accepting.join(_LAST_WORDS_S)
         self._listening.close()
+        self._may_end.set_result(None)
+        for each in self._receiving:
+            if not each.ended.wait(_LAST_WORDS_S):
+                each.process.kill()
 
     def _accept(self) -> None:
         poll = select.poll()
