@@ -7,6 +7,7 @@ processes tell and ask over a `Channel`. One that dies ends the listener: whoeve
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import select
@@ -56,6 +57,8 @@ class Fork:
 def fork(count: int, receive: Callable[[Connection[Any, Any], socket.socket], int]) -> list[Fork]:
     """Start processes that run `receive` and end with its status. Call while this process has one thread only."""
     context = get_context("fork")
+    gc.collect()
+    gc.freeze()  # looking for garbage writes to objects, and would copy what the processes share
     forks: list[Fork] = []
     for number in range(count):
         ours, theirs = context.Pipe()
