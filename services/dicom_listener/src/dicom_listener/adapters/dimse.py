@@ -95,6 +95,7 @@ class StagingDimse(DIMSEServiceProvider):
         self._turn_away = turn_away
         self._storing: _Storing | None = None
         self._progress = _Progress()
+        self._ended = False
 
     def receive_values(self, values: Sequence[tuple[int, memoryview]]) -> None:
         """The values of one P-DATA-TF one by one, so that a file stands ready before the first data fragment.
@@ -193,6 +194,8 @@ class StagingDimse(DIMSEServiceProvider):
         uids = _text(command.AffectedSOPClassUID), _text(command.AffectedSOPInstanceUID)
         incoming = self._begin(*uids, str(context.transfer_syntax[0]))
         self._storing = _Storing(context_id, *uids, _number(command.MessageID), incoming)
+        if self._ended:  # this was read ahead of the end
+            self.discard_all()
 
     def abandon(self) -> None:
         """The message under way will not be finished."""
@@ -202,6 +205,7 @@ class StagingDimse(DIMSEServiceProvider):
 
     def discard_all(self) -> None:
         """The association has ended: nothing of it that was not acknowledged is kept."""
+        self._ended = True
         storing, self._storing = self._storing, None
         if storing is not None:
             storing.incoming.discard()
