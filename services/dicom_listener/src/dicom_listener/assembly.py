@@ -20,7 +20,7 @@ from dicom_listener.adapters.commitment_scp import CommitmentScp
 from dicom_listener.adapters.commitments import PeerAddress
 from dicom_listener.adapters.dimse_archive import DimseArchive, DimseOptions
 from dicom_listener.adapters.processes import Books, Fork, ReceivingProcesses
-from dicom_listener.adapters.scp import ScpOptions, StorageScp
+from dicom_listener.adapters.scp import WAITING_ROOM, ScpOptions, StorageScp
 from dicom_listener.adapters.stow import StowDoor, StowOptions
 from dicom_listener.adapters.stow_server import StowServer
 from dicom_listener.adapters.transport import TlsFiles, server_context, tls_words
@@ -169,7 +169,7 @@ def make_stow(
         tls,
         drain_seconds=settings.drain_seconds,
         head_seconds=settings.request_timeout_seconds,
-        maximum_connections=settings.maximum_associations + 32,
+        maximum_connections=settings.maximum_associations + WAITING_ROOM,
     )
 
 

@@ -29,6 +29,7 @@ from dicom_listener import metrics
 from dicom_listener.adapters.channel import Channel
 from dicom_listener.adapters.commitment_scp import CommitmentRequests
 from dicom_listener.adapters.commitments import Elsewhere
+from dicom_listener.adapters.scp import WAITING_ROOM
 from dicom_listener.domain.access import TurnedAway
 from dicom_listener.domain.commitment import Reference, Verdict
 from dicom_listener.handlers.commit import Commitment
@@ -39,7 +40,6 @@ log = logging.getLogger(__name__)
 _LAST_WORDS_S = 5.0  # beyond the grace time, for a process to end by itself
 _ANSWER_S = 3.0  # when all that is asked is whether it lives
 _REPORT_S = 120.0  # pynetdicom's own time limits are shorter
-_WAITING_ROOM = 32  # connections beyond the associations: those that are to hear that there are too many, and probes
 
 Record = Callable[[Sequence[tuple[StoredObject, datetime]]], Sequence[Recorded | Exception]]
 """Index objects, in as few transactions as can be; an outcome for each."""
@@ -93,8 +93,7 @@ def _become(
 class _Association(Elsewhere):
     """Stands for an association, from the handing over of its connection to its end."""
 
-    def __init__(self, number: int, channel: Channel) -> None:
-        self.number = number
+    def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._ended = False
 
@@ -192,7 +191,7 @@ class _Receiving:
     def take(self, number: int, connection: socket.socket, address: Any) -> bool:
         """Hand a connection over; false if the process does not take any."""
         with self._lock:
-            self._associations[number] = _Association(number, self.channel)
+            self._associations[number] = _Association(self.channel)
             self._open.add(number)
         try:
             socket.send_fds(self._handover, [f"{number} {address[0]} {address[1]}".encode()], [connection.fileno()])
@@ -222,7 +221,7 @@ class _Receiving:
         with self._lock:
             association = self._associations.get(number)
         if association is None:
-            association = _Association(number, self.channel)
+            association = _Association(self.channel)
             association.end()
         return association
 
@@ -272,7 +271,7 @@ class ReceivingProcesses:
         self._listening.setblocking(False)
         self.port: int = self._listening.getsockname()[1]
         self._refusals = books.refusals
-        self._most = maximum_associations + _WAITING_ROOM
+        self._most = maximum_associations + WAITING_ROOM
         self._numbers = 0
         self._draining = threading.Event()
         self._closing = threading.Event()

@@ -35,7 +35,7 @@ _DICOM_APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 _ABORT_SECONDS = 0.5
 _SHORTEST_PDU = 128
 _ABORT = bytes([7, 0, 0, 0, 0, 4, 0, 0, 2, 0])  # A-ABORT of the service provider, no reason given
-_WAITING_ROOM = 32  # connections beyond the associations: those that are to hear that there are too many, and probes
+WAITING_ROOM = 32  # connections beyond the associations: those that are to hear that there are too many, and probes
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class StorageScp:
     def _room(self) -> int:
         self.forget_dead()
         with self._lock:
-            return self._options.maximum_associations + _WAITING_ROOM - len(self._connections)
+            return self._options.maximum_associations + WAITING_ROOM - len(self._connections)
 
     def _on_connection(self, event: Any) -> None:
         assoc, options = event.assoc, self._options
