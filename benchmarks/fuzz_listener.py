@@ -34,14 +34,15 @@ def usage(pid: int) -> dict[str, int]:
 
     Memory is the proportional set size: pages that forked processes share count once.
     """
-    total = {"pss_kib": _pss_kib(pid), "threads": _threads(pid), "descriptors": len(_descriptors(pid))}
+    total = {"pss_kib": pss_kib(pid), "threads": _threads(pid), "descriptors": len(_descriptors(pid))}
     for child in children(pid):
         for name, value in usage(child).items():
             total[name] += value
     return total
 
 
-def _pss_kib(pid: int) -> int:
+def pss_kib(pid: int) -> int:
+    """Memory of one process alone; pages that it shares count by their share."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 

@@ -176,7 +176,7 @@ def test_database_away(tmp_path: Path, own_postgres: tuple[str, Services], proce
         services("restart")  # in order, while the pool has connections
         late = image(study)
         wait_for(lambda: other.send(late) == KEPT)
-    wait_for(lambda: refused(process)["database_unavailable"] >= 3)
+    wait_for(lambda: refused(process).get("database_unavailable", 0) >= 3)
     check(process, [*images, late])
 
 

@@ -205,3 +205,14 @@ def test_one_that_hangs_is_told_by_readiness_and_does_not_hold_up_the_other(proc
     assert process.end(signal.SIGTERM) == 0
     assert '"message": "a receiving process did not drain"' in process.log.read_text()
     wait_for(lambda: is_gone(victim))
+
+
+@pytest.mark.slow
+def test_one_that_hangs_for_ever_is_killed(process: Process) -> None:
+    process.start(receiving_processes=2)
+    victim, _ = receiving(process)
+    os.kill(victim, signal.SIGSTOP)
+    assert process.child is not None
+    assert process.child.wait(timeout=120) == 1
+    assert is_gone(victim)
+    assert '"message": "a receiving process hangs and is killed"' in process.log.read_text()

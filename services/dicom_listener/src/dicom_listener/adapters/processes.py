@@ -2,7 +2,8 @@
 
 Each receiving process is forked before the listener has a thread, and serves the connections that are handed to it.
 What must be one stays here: the database, limits, the studies that open associations carry, refusals, metrics. The
-processes tell and ask over a `Channel`. One that dies ends the listener: whoever watches it starts all of it again.
+processes tell and ask over a `Channel`. One that dies ends the listener: whoever watches it starts all of it again. One
+that hangs is killed after half a minute, to the same end.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ from dicom_listener.domain.access import TurnedAway
 from dicom_listener.domain.commitment import Reference, Verdict
 from dicom_listener.handlers.commit import Commitment
 from dicom_listener.ports import CarriedStudies, Limits, Peer, Recorded, Refusal, Refusals, StoredObject
+from pipeline.errors import TransientError
 
 log = logging.getLogger(__name__)
 
 _LAST_WORDS_S = 5.0  # beyond the grace time, for a process to end by itself
 _ANSWER_S = 3.0  # when all that is asked is whether it lives
+_MOST_SILENCE = 10  # times in a row: counted, not timed, so that a listener that was stopped itself blames nobody
 _REPORT_S = 120.0  # pynetdicom's own time limits are shorter
 
 Record = Callable[[Sequence[tuple[StoredObject, datetime]]], Sequence[Recorded | Exception]]
@@ -159,6 +162,7 @@ class _Receiving:
         self._slow = slow
         self._may_end = may_end
         self.drained = threading.Event()
+        self._silent = 0
         self._lock = threading.Lock()
         self._associations: dict[int, _Association] = {}
         self._open: set[int] = set()
@@ -200,6 +204,24 @@ class _Receiving:
             self._gone(number)
             return False
         return True
+
+    def check(self) -> None:
+        """Raise if it does not answer."""
+        self.channel.ask("check", timeout=_ANSWER_S)
+
+    def kill_if_it_hangs(self) -> None:
+        """Ask whether it lives; it has ended soon after it was silent too often."""
+        try:
+            self.check()
+        except TimeoutError:
+            self._silent += 1
+        except TransientError:
+            return  # it is gone
+        else:
+            self._silent = 0
+        if self._silent == _MOST_SILENCE:
+            log.error("a receiving process hangs and is killed", extra={"receiving_process": self.process.name})
+            self.process.kill()
 
     def run(self) -> None:
         """Until the process has ended. Only here it is waited for: `multiprocessing` does not stand two threads."""
@@ -303,17 +325,22 @@ class ReceivingProcesses:
             self._died.set()
 
     def run(self, stop: threading.Event) -> None:
-        """A loop of the service: raises if a receiving process ends by itself."""
+        """A loop of the service: raises if a receiving process has ended; ends one that hangs."""
+        asked_at = time.monotonic()
         while not stop.is_set():
             if self._died.wait(0.2):
                 raise RuntimeError("a receiving process has ended")
+            if time.monotonic() - asked_at >= _ANSWER_S:
+                for each in self._receiving:
+                    each.kill_if_it_hangs()
+                asked_at = time.monotonic()
 
     def check(self) -> None:
         """Raise unless connections are accepted and served."""
         if self._draining.is_set() or self._died.is_set() or not self._accepting.is_alive():
             raise RuntimeError("the DICOM port does not accept associations")
         for each in self._receiving:
-            each.channel.ask("check", timeout=_ANSWER_S)
+            each.check()
 
     def drain(self, grace_seconds: float) -> None:
         """Let each process end: new associations are rejected as transient, running ones get `grace_seconds`."""
