@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from pipeline.errors import ObjectNotFound, ObjectStoreUnavailable
 from pipeline.settings import ObjectStoreSettings
-from pipeline.store import LocalObjectStore, check_key, make_object_store
+from pipeline.store import LocalObjectStore, ObjectStore, check_key, make_object_store
 
 
 @pytest.fixture
@@ -144,3 +145,31 @@ def test_a_folder_that_cannot_be_made_is_a_wrong_setting(tmp_path: Path, capsys:
         make_object_store(settings)
     assert caught.value.code == 2
     assert "ECHO_OBJECT_STORE_URL" in capsys.readouterr().err
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def remote(bucket: str) -> ObjectStore:
+    return make_object_store(ObjectStoreSettings(object_store_url=f"s3://{bucket}"))
+
+
+def test_what_a_crash_left_staged_for_a_remote_store_is_found_after_it(temporary: Path) -> None:
+    store = remote("bucket")
+    assert list(temporary.iterdir()) == [], "services that stage nothing leave no folder"
+    (store.staging_dir() / "left").touch()
+    assert store.staging_dir().stat().st_mode & 0o777 == 0o700
+    assert [path.name for path in remote("bucket").staging_dir().iterdir()] == ["left"]
+    assert list(remote("other").staging_dir().iterdir()) == []
+
+
+def test_nobody_else_says_where_files_are_staged(temporary: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    store = remote("bucket")
+    folder = store.staging_dir()
+    folder.rmdir()
+    folder.symlink_to(tmp_path_factory.mktemp("elsewhere"))
+    with pytest.raises(ObjectStoreUnavailable, match="somebody else"):
+        store.staging_dir()

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -175,17 +177,21 @@ class LocalObjectStore:
 class FsspecObjectStore:
     """Any fsspec file system whose uploads are atomic (S3 and its compatibles): durable when the upload returns."""
 
-    def __init__(self, url: str, staging: Path | None = None, **options: object) -> None:
+    def __init__(self, url: str, **options: object) -> None:
         self._fs, root = fsspec.core.url_to_fs(url, **options)
         self._root = str(root).rstrip("/")
-        self._staging = staging or Path(tempfile.mkdtemp(prefix="echo-staging-"))
-        self._staging.mkdir(parents=True, exist_ok=True)
+        name = hashlib.sha256(f"{url} {options.get('client_kwargs')}".encode()).hexdigest()[:16]
+        self._staging = Path(tempfile.gettempdir()) / f"echo-staging-{os.getuid()}-{name}"
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{check_key(key)}"
 
     def staging_dir(self) -> Path:
-        """A local temporary folder."""
+        """A local temporary folder, the same after a restart, so that what a crash left in it is found."""
+        self._staging.mkdir(mode=0o700, exist_ok=True)
+        found = self._staging.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise ObjectStoreUnavailable("the staging folder belongs to somebody else")
         return self._staging
 
     def put_file(self, path: Path, key: str) -> None:
