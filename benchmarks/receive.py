@@ -31,9 +31,21 @@ from typing import Any
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from servers import env  # found by the line above
+
 DX = "1.2.840.10008.5.1.4.1.1.1.1"
 SIZES = {"12 MB": (2450, 2450), "0.5 MB": (512, 512)}
 WIDTHS = (1, 4, 10)
+
+
+def dcmtk(program: str) -> str:
+    """Its path; ends the benchmark without it."""
+    found = env.tool(program)
+    if found is None:
+        raise SystemExit(f"dcmtk's {program} is not installed")
+    return found
 
 
 def make_files(folder: Path, count: int, shape: tuple[int, int], senders: int) -> int:
@@ -118,7 +130,7 @@ def storescp(folder: Path) -> Iterator[tuple[int, Callable[[], int], int]]:
     """dcmtk's, one process an association, which is its fastest way."""
     port, target = free_port(), folder / "received"
     target.mkdir()
-    command = ["storescp", "--fork", "-pdu", "131072", "-aet", "ECHO", "-od", str(target), str(port)]
+    command = [dcmtk("storescp"), "--fork", "-pdu", "131072", "-aet", "ECHO", "-od", str(target), str(port)]
     with running(command, folder, lambda: echoes(port)) as child:
         yield port, lambda: sum(1 for _ in target.iterdir()), child.pid
 
@@ -184,7 +196,7 @@ def measure(name: str, sources: Path, senders: int, count: int, size: int, scrat
             children = [
                 subprocess.Popen(
                     [
-                        "storescu",
+                        dcmtk("storescu"),
                         "-pdu",
                         "131072",
                         "-aec",

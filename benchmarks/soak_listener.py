@@ -26,7 +26,7 @@ from statistics import fmean
 from typing import Any
 
 from fuzz_listener import pss_kib, usage  # which also makes the tests' helpers importable
-from receive import children, make_files
+from receive import children, dcmtk, make_files
 
 from integration.dicom_listener.process import Process
 
@@ -54,7 +54,7 @@ class Senders:
     def _send(self, file: Path) -> None:
         # two images a series, two series a study
         invented = ["--invent-instance", "--invent-series", "2", "--invent-study", "2", "--repeat", str(IN_A_ROW)]
-        command = ["storescu", "-v", "-aec", "ECHO", *invented, "127.0.0.1", str(self.port), str(file)]
+        command = [dcmtk("storescu"), "-v", "-aec", "ECHO", *invented, "127.0.0.1", str(self.port), str(file)]
         while not self.stop.is_set():
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             told = done.stdout + done.stderr

@@ -83,8 +83,10 @@ def flow(request: pytest.FixtureRequest) -> Flow:
 
 
 def _storescu(path: Path, port: int) -> None:
+    program = env.tool("storescu")
+    assert program is not None
     done = subprocess.run(
-        ["storescu", "-aet", "DCMTK", "-aec", AE_TITLE, "127.0.0.1", str(port), str(path)],
+        [program, "-aet", "DCMTK", "-aec", AE_TITLE, "127.0.0.1", str(port), str(path)],
         capture_output=True,
         text=True,
     )

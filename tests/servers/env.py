@@ -11,6 +11,7 @@ import os
 import shlex
 import shutil
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -78,8 +79,13 @@ def orthanc_aet() -> str:
 
 
 def tool(name: str) -> str | None:
-    """The path of an installed program; Debian keeps some outside an ordinary user's search path."""
-    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}{os.pathsep}/usr/sbin")
+    """The path of an installed program; Debian keeps some outside an ordinary user's search path.
+
+    Programs of the Python environment do not count: in an activated one pynetdicom's storescu would pass for dcmtk's.
+    """
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    own = sysconfig.get_path("scripts")
+    return shutil.which(name, path=os.pathsep.join([*(folder for folder in folders if folder != own), "/usr/sbin"]))
 
 
 def chromium() -> str | None:

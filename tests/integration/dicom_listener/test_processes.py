@@ -5,15 +5,29 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from pynetdicom import ALL_TRANSFER_SYNTAXES
 
-from integration.dicom_listener.peers import DX, Sender, encoded, half_a_message, image, new_uid, wait_for
+from dicom_listener.domain.part10 import part10_head
+from integration.dicom_listener.certificates import client, new_papers
+from integration.dicom_listener.peers import (
+    DX,
+    EXPLICIT,
+    Sender,
+    data_set_bytes,
+    encoded,
+    half_a_message,
+    image,
+    new_uid,
+    wait_for,
+)
 from integration.dicom_listener.process import Process
 from integration.dicom_listener.test_commitment import Requester
 
@@ -75,6 +89,48 @@ def test_connections_go_to_all_of_them(process: Process) -> None:
     )
     wait_for(lambda: all(line in get(process, "/metrics")[1] for line in expected))
     assert process.end(signal.SIGTERM) == 0
+
+
+def test_each_of_them_keeps_every_transfer_syntax_as_it_came(process: Process) -> None:
+    process.start(receiving_processes=2)
+    sent: dict[tuple[str, str], bytes] = {}
+    halves = ALL_TRANSFER_SYNTAXES[::2], ALL_TRANSFER_SYNTAXES[1::2]
+    senders = [Sender(process.port, [(DX, [syntax]) for syntax in half]) for half in halves]
+    for sender, half in zip(senders, halves, strict=True):
+        for syntax in half:
+            ds = image(size=150)
+            data = sent[str(ds.SOPInstanceUID), syntax] = encoded(ds, syntax)
+            assert sender.store(data, DX, ds.SOPInstanceUID, syntax) == 0
+    rows = process.rows("select sop_instance_uid, transfer_syntax_uid, object_key from instances")
+    assert {(uid, syntax): data_set_bytes(process.objects / key) for uid, syntax, key in rows} == sent
+    assert process.staged() == []
+
+
+@pytest.mark.needs("dcmtk")
+def test_mutual_tls(process: Process, tmp_path: Path, dcmtk: Callable[[str], str]) -> None:
+    papers = new_papers(tmp_path)
+    (certificate, key), (own_certificate, own_key) = papers.server, papers.sender
+    process.start(
+        receiving_processes=2,
+        tls_certificate_file=certificate,
+        tls_key_file=key,
+        tls_client_ca_file=papers.authority,
+    )
+    by_pynetdicom, by_dcmtk, path = image(size=600), image(size=600), tmp_path / "film.dcm"
+    path.write_bytes(part10_head(DX, by_dcmtk.SOPInstanceUID, EXPLICIT) + encoded(by_dcmtk))
+    own = ["+tls", str(own_key), str(own_certificate), "+cf", str(papers.authority)]
+    command = [dcmtk("storescu"), *own, "-aec", "ECHO", "127.0.0.1", str(process.port), str(path)]
+    with Sender(process.port, tls=client(papers, papers.sender)) as sender:  # in one process, dcmtk in the other
+        assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
+        assert sender.send(by_pynetdicom) == 0
+    rows = process.rows("select sop_instance_uid, object_key from instances")
+    assert {uid: data_set_bytes(process.objects / key) for uid, key in rows} == {
+        ds.SOPInstanceUID: encoded(ds) for ds in (by_pynetdicom, by_dcmtk)
+    }
+    for unknown in (papers.stranger, None):
+        assert not Sender(process.port, tls=client(papers, unknown)).assoc.is_established
+    refused = "select sum(count) from refusals where reason = 'tls_handshake_failed'"
+    wait_for(lambda: process.rows(refused) == [(2,)])
 
 
 def test_every_release_is_heard(process: Process) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,13 @@ def test_env_prints_lines_for_the_shell() -> None:
     script = f'eval "$({SCRIPT} env)" && echo "$ECHO_TEST_HAPI_URL"'
     result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "http://127.0.0.1:28080/fhir"
+
+
+def test_an_activated_environment_does_not_pass_for_dcmtk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = sysconfig.get_path("scripts")
+    assert shutil.which("storescu", path=own), "pynetdicom brings one"
+    monkeypatch.setenv("PATH", own)
+    assert env.tool("storescu") is None
+    (tmp_path / "storescu").touch(0o755)
+    monkeypatch.setenv("PATH", f"{own}{os.pathsep}{tmp_path}")
+    assert env.tool("storescu") == str(tmp_path / "storescu")
