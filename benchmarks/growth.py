@@ -19,6 +19,7 @@ import os
 import platform
 import shutil
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -37,6 +38,10 @@ from dicom_listener.adapters.ledger import SqlLedger
 from dicom_listener.adapters.object_index import SqlObjectIndex
 from dicom_listener.handlers.sweep import Sweeper, UnderWay
 from pipeline.database import Database
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from servers.databases import drop_database  # found by the line above
 
 SMALL, WANTED = 1000, 1.2
 FIRST_NUMBER = 900_000_000_000
@@ -79,10 +84,9 @@ def postgres_urls(maintenance: str) -> Iterator[Callable[[], str]]:
     try:
         yield new
     finally:
-        with engine.connect() as connection:
-            for name in names:
-                connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
         engine.dispose()
+        for name in names:
+            drop_database(name, maintenance)
 
 
 def filled(part: type[Part], url: str, folder: Path, studies: int) -> Part:

@@ -23,6 +23,7 @@ from pynetdicom import AE
 
 from fhir_writer.domain.codes import DEFAULT_PATIENT_SYSTEM
 from servers import env
+from servers.databases import drop_database
 from servers.ports import free_port
 
 PYTHON = sys.executable
@@ -214,9 +215,8 @@ class ClusterFlow:
         for process in self.processes.values():
             process.terminate()
         statuses = {name: process.wait(180) for name, process in self.processes.items()}
-        with self.database() as connection:
-            for database in self._databases.values():
-                connection.execute(sa.text(f'DROP DATABASE "{database}" WITH (FORCE)'))
+        for database in self._databases.values():
+            drop_database(database)
         assert set(statuses.values()) == {0}, statuses
 
 

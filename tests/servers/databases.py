@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import uuid
 from collections.abc import Iterator
 
@@ -18,9 +19,27 @@ LEASE_S = 3600
 """A Redis database of a test run that was killed is free again after this long."""
 
 
+def drop_database(name: str, url: str | None = None) -> None:
+    """Of the server at `url`, even if a connection was left open."""
+    import psycopg
+    from psycopg import sql
+
+    maintenance = (url or env.postgres_url()).replace("postgresql+psycopg://", "postgresql://", 1)
+    deadline = time.monotonic() + 120
+    with psycopg.connect(maintenance, autocommit=True) as connection:
+        while True:
+            try:
+                connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+                return
+            except psycopg.errors.InsufficientPrivilege:  # autovacuum is in it, which only a superuser may end
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(1)
+
+
 @contextlib.contextmanager
 def postgres_database() -> Iterator[str]:
-    """A new, empty database; dropped afterwards, even if a connection was left open."""
+    """A new, empty database; dropped afterwards."""
     import psycopg
     from psycopg import sql
 
@@ -32,8 +51,7 @@ def postgres_database() -> Iterator[str]:
     try:
         yield f"{base}/{name}"
     finally:
-        with psycopg.connect(maintenance, autocommit=True) as connection:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        drop_database(name)
 
 
 @contextlib.contextmanager
