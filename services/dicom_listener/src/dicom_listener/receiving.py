@@ -65,7 +65,7 @@ class _Listener:
         return cast(TurnedAway | None, self._channel.ask("admit", association.number, address))
 
     def leave(self, association: Any) -> None:
-        self._channel.tell("leave", association.number, soon=True)
+        """That its connection is closed says so."""
 
     def closed(self, number: int) -> None:
         self._channel.tell("closed", number, soon=True)

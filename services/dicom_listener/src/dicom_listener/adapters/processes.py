@@ -173,7 +173,6 @@ class _Receiving:
             forked.connection,
             {
                 "admit": self._admit,
-                "leave": lambda number: books.limits.leave(self._association(number)),
                 "carry": lambda number, uid: books.associations.carry(self._association(number), uid),
                 "record": recorder.add,
                 "end": lambda number, released_at: books.associations.end(self._association(number), released_at),
