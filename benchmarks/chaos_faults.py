@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import redis
 
 from e2e.flow import ClusterFlow
@@ -94,12 +95,7 @@ def start_servers(*names: str) -> None:
 
 def family(pid: int) -> list[int]:
     """A process and all that came from it."""
-    children = [
-        int(child)
-        for tasks in Path(f"/proc/{pid}/task").glob("*/children")
-        for child in tasks.read_text(encoding="ascii").split()
-    ]
-    return [pid, *(member for child in children for member in family(child))]
+    return [pid, *(member.pid for member in psutil.Process(pid).children(recursive=True))]
 
 
 @contextlib.contextmanager

@@ -19,40 +19,30 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests"))
-
-from receive import children  # noqa: E402
 
 from integration.dicom_listener.fuzz import Fuzzer, echo, kinds  # noqa: E402  # found by the line above
 
 _WARM_UP = 12_000  # conversations; until then the page caches of a dozen database connections fill
 
 
-def usage(pid: int) -> dict[str, int]:
-    """Memory in KiB, threads and open descriptors of a process and its children.
+def usage(pid: int) -> dict[str, Any]:
+    """Memory in KiB, in all and of each process, threads and open descriptors of a process and its children.
 
     Memory is the proportional set size: pages that forked processes share count once.
     """
-    total = {"pss_kib": pss_kib(pid), "threads": _threads(pid), "descriptors": len(_descriptors(pid))}
-    for child in children(pid):
-        for name, value in usage(child).items():
-            total[name] += value
-    return total
-
-
-def pss_kib(pid: int) -> int:
-    """Memory of one process alone; pages that it shares count by their share."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-
-
-def _threads(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/task").iterdir()))
-
-
-def _descriptors(pid: int) -> list[str]:
-    return os.listdir(f"/proc/{pid}/fd")  # noqa: PTH208  # names only, of a folder that changes
+    listener = psutil.Process(pid)
+    processes = [listener, *listener.children()]
+    each = [process.memory_full_info().pss // 1024 for process in processes]
+    return {
+        "pss_kib": sum(each),
+        "pss_kib_each": each,
+        "threads": sum(process.num_threads() for process in processes),
+        "descriptors": sum(process.num_fds() for process in processes),
+    }
 
 
 def start(folder: Path) -> tuple[subprocess.Popen[bytes], int]:
@@ -114,7 +104,7 @@ def run(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     threads = [threading.Thread(target=each.run, args=(share,)) for each in fuzzers]
     for thread in threads:
         thread.start()
-    samples: list[dict[str, float]] = []
+    samples: list[dict[str, Any]] = []
     while any(thread.is_alive() for thread in threads):
         time.sleep(5)
         done = sum(sum(each.answers.values()) for each in fuzzers)

@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
@@ -169,21 +170,12 @@ RECEIVERS = {"echo-cxr listener": listener, "dcmtk storescp (no sync)": storescp
 
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process and its children, those that have ended too."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except FileNotFoundError:
-        return 0.0  # it has ended in the meantime, and its parent's figures have it
-    own = sum(int(value) for value in fields[11:15]) / os.sysconf("SC_CLK_TCK")
-    return own + sum(cpu_seconds(child) for child in children(pid))
-
-
-def children(pid: int) -> list[int]:
-    """Process ids of those that a process has started and that have not ended."""
-    found: list[int] = []
-    for task in Path("/proc").glob(f"{pid}/task/*"):
-        with contextlib.suppress(OSError):  # a thread that has ended in the meantime
-            found += [int(child) for child in (task / "children").read_text().split()]
-    return found
+    receiver = psutil.Process(pid)
+    total = 0.0
+    for process in (receiver, *receiver.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended in the meantime
+            total += sum(process.cpu_times()[:4])  # its own and that of those that it waited for
+    return total
 
 
 def measure(name: str, sources: Path, senders: int, count: int, size: int, scratch: Path) -> dict[str, Any]:

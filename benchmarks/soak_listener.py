@@ -25,8 +25,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fuzz_listener import pss_kib, usage  # which also makes the tests' helpers importable
-from receive import children, dcmtk, make_files
+from fuzz_listener import usage  # which also makes the tests' helpers importable
+from receive import dcmtk, make_files
 
 from integration.dicom_listener.process import Process
 
@@ -79,8 +79,7 @@ def watch(process: Process, senders: Senders, minutes: float) -> list[dict[str, 
     samples: list[dict[str, Any]] = []
     began = time.monotonic()
     while (seconds := time.monotonic() - began) < 60 * minutes:
-        sample = {"seconds": round(seconds, 1), "objects": senders.answers["acknowledged"], **usage(pid)}
-        samples.append(sample | {"pss_kib_each": [pss_kib(each) for each in (pid, *children(pid))]})
+        samples.append({"seconds": round(seconds, 1), "objects": senders.answers["acknowledged"], **usage(pid)})
         if len(samples) % 12 == 0:
             print(samples[-1], file=sys.stderr, flush=True)
         time.sleep(_EVERY_S)

@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from pynetdicom import ALL_TRANSFER_SYNTAXES
 
@@ -45,21 +46,15 @@ def receiving(process: Process) -> list[int]:
     """Process ids of those that receive."""
     if process.child is None or process.child.poll() is not None:
         return []
-    tasks = Path(f"/proc/{process.child.pid}/task")
-    return [int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()]
+    return [child.pid for child in psutil.Process(process.child.pid).children()]
 
 
 def is_gone(pid: int) -> bool:
     """Ended; whether somebody has asked for its exit status or not."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return True
-
-
-def descriptors(pid: int) -> int:
-    """How many are open."""
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def get(process: Process, path: str) -> tuple[int, str]:
@@ -74,9 +69,9 @@ def get(process: Process, path: str) -> tuple[int, str]:
 def test_connections_go_to_all_of_them(process: Process) -> None:
     process.start(receiving_processes=3)
     pids = receiving(process)
-    before = [descriptors(pid) for pid in pids]
+    before = [psutil.Process(pid).num_fds() for pid in pids]
     senders = [Sender(process.port) for _ in range(6)]
-    assert [descriptors(pid) - count for pid, count in zip(pids, before, strict=True)] == [2, 2, 2]
+    assert [psutil.Process(pid).num_fds() - count for pid, count in zip(pids, before, strict=True)] == [2, 2, 2]
     images = [image() for _ in senders]
     assert [sender.send(ds) for sender, ds in zip(senders, images, strict=True)] == [0] * 6
     for sender in senders:
