@@ -142,11 +142,14 @@ def fails(process: Process, **settings: object) -> str:
     return done.stderr
 
 
-def test_port_in_use(process: Process) -> None:
+@pytest.mark.parametrize("setting", ["dicom_port", "stow_port", "http_port"])
+@pytest.mark.parametrize("receiving_processes", [1, 2])
+def test_port_in_use(process: Process, setting: str, receiving_processes: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        message = fails(process, dicom_port=port)
-    assert f"wrong setting ECHO_DICOM_PORT: port {port} on 127.0.0.1 is in use" in message
+        more = {"stow_host": "127.0.0.1", "receiving_processes": receiving_processes}
+        message = fails(process, **more, **{setting: port})
+    assert f"wrong setting ECHO_{setting.upper()}: port {port} on 127.0.0.1 is in use" in message
 
 
 def test_wrong_setting(process: Process) -> None:

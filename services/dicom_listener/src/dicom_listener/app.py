@@ -16,7 +16,7 @@ from dicom_listener.adapters.fetches import SqlFetches
 from dicom_listener.adapters.key_locks import KeyLocks
 from dicom_listener.adapters.ledger import SqlLedger
 from dicom_listener.adapters.object_index import SqlObjectIndex
-from dicom_listener.adapters.processes import Books, ReceivingProcesses, fork
+from dicom_listener.adapters.processes import Books, Fork, ReceivingProcesses, fork
 from dicom_listener.adapters.staging import clear_leftovers
 from dicom_listener.adapters.tables import outbox
 from dicom_listener.assembly import (
@@ -68,6 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if settings.receiving_processes == 1
         else fork(settings.receiving_processes, partial(receive, settings, under_way))
     )
+    try:
+        return serve(settings, under_way, forks)
+    finally:
+        for each in forks:  # they would keep a start that failed from ending
+            each.process.kill()
+
+
+def serve(settings: Settings, under_way: KeyLocks, forks: Sequence[Fork]) -> int:
+    """Build everything and run it; returns the exit status."""
     runner = ServiceRunner("dicom-listener", settings)
     clock = SystemClock()
     database = Database(settings.database_url.get_secret_value())
