@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -55,6 +57,11 @@ def is_gone(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def lowest_free_descriptor(pid: int) -> int:
+    taken = {int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    return next(number for number in itertools.count() if number not in taken)
 
 
 def get(process: Process, path: str) -> tuple[int, str]:
@@ -152,6 +159,21 @@ def test_limits_count_over_all_of_them(process: Process) -> None:
     senders[1].assoc.abort()
     wait_for(lambda: Sender(process.port).assoc.is_established)
     wait_for(lambda: process.rows("select 1 from refusals where reason = 'too_many_associations_of_peer' limit 1"))
+    assert process.end(signal.SIGTERM) == 0
+
+
+def test_one_without_descriptors_turns_away_and_goes_on_afterwards(process: Process) -> None:
+    process.start(receiving_processes=2)
+    pids = receiving(process)
+    limits = [resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in pids]
+    for pid, (_, hard) in zip(pids, limits, strict=True):
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest_free_descriptor(pid), hard))
+    assert not any(Sender(process.port).assoc.is_established for _ in range(4))
+    wait_for(lambda: process.rows("select sum(count) from refusals where reason = 'too_many_connections'") == [(4,)])
+    for pid, limit in zip(pids, limits, strict=True):
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
+    senders = [Sender(process.port) for _ in range(4)]
+    assert [sender.send(image()) for sender in senders] == [0] * 4
     assert process.end(signal.SIGTERM) == 0
 
 

@@ -136,7 +136,7 @@ def receive(settings: Settings, under_way: UnderWay, connection: Connection[Any,
         handed=listener,
     )
     threading.Thread(target=_die_with, args=(channel.run,), name="listener", daemon=True).start()
-    threading.Thread(target=_take, args=(handover, scp.take), name="handover", daemon=True).start()
+    threading.Thread(target=_take, args=(handover, scp.take, listener), name="handover", daemon=True).start()
     gc.collect()
     gc.freeze()  # what stands now stays: no need to look through it again and again
     while not drain.wait(_LOOK_S):
@@ -154,10 +154,20 @@ def _die_with(run: Callable[[], None]) -> Never:
     os._exit(1)
 
 
-def _take(handover: socket.socket, take: Callable[[int, socket.socket, Any], None]) -> None:
+def _take(handover: socket.socket, take: Callable[[int, socket.socket, Any], None], listener: _Listener) -> None:
     while True:
         message, descriptors, _, _ = socket.recv_fds(handover, 256, 1)
         if not message:
             return  # the listener is gone
         number, host, port = message.decode().split()
-        take(int(number), socket.socket(fileno=descriptors[0]), (host, int(port)))
+        connections = [socket.socket(fileno=each) for each in descriptors]
+        try:
+            take(int(number), connections[0], (host, int(port)))
+        except (IndexError, RuntimeError) as error:  # no descriptor is left for it, or no thread
+            log.warning("a connection could not be served", extra={"error": type(error).__name__})
+            for connection in connections:
+                connection.close()
+            reason = TurnedAway.TOO_MANY_CONNECTIONS
+            listener.note(Refusal("connection", reason.code, reason.text, Peer("", "", host)))
+            listener.closed(int(number))
+            listener.gone(int(number))
