@@ -169,7 +169,8 @@ def test_one_without_descriptors_turns_away_and_goes_on_afterwards(process: Proc
     for pid, (_, hard) in zip(pids, limits, strict=True):
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest_free_descriptor(pid), hard))
     assert not any(Sender(process.port).assoc.is_established for _ in range(4))
-    wait_for(lambda: process.rows("select sum(count) from refusals where reason = 'too_many_connections'") == [(4,)])
+    counted = 'echo_dicom_refusals_total{reason="too_many_connections",scope="connection"} 4.0'
+    wait_for(lambda: counted in get(process, "/metrics")[1])
     for pid, limit in zip(pids, limits, strict=True):
         resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
     senders = [Sender(process.port) for _ in range(4)]
