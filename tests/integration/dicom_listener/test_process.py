@@ -67,8 +67,12 @@ def test_sigterm_lets_a_running_association_finish(process: Process) -> None:
         wait_for(lambda: '"message": "stopping"' in process.log.read_text())
         assert Sender(process.port).assoc.is_rejected
         assert sender.send(image()) == 0
+        ds = image()
+        assert sender.store(b"no data set at all", ds.SOPClassUID, ds.SOPInstanceUID) == 0xC000
     assert process.child.wait(timeout=90) == 0
     assert process.rows("select count(*) from instances") == [(2,)]
+    refused = dict(process.rows("select reason, quarantine_key is not null from refusals"))
+    assert refused == {"draining": False, "truncated": True}
 
 
 def test_sigterm_does_not_wait_for_ever(process: Process) -> None:

@@ -58,6 +58,23 @@ def test_orphans_go_after_the_grace_time_unless_they_are_being_kept(url: str, tm
         assert listener.store.exists(row.object_key)
 
 
+def test_quarantine_that_a_crash_left_without_its_refusal_goes(url: str, tmp_path: Path) -> None:
+    clock, stop = ManualClock(datetime.now(UTC)), threading.Event()
+    with listening(url, tmp_path / "o") as listener:
+        ds = image()
+        with Sender(listener.port) as sender:
+            assert sender.store(b"no data set at all", ds.SOPClassUID, ds.SOPInstanceUID) == 0xC000
+        (refusal,) = listener.refusals()
+        for suffix in ("dcm", "json"):
+            listener.store.put_bytes(b"left", f"quarantine/{'a' * 64}.{suffix}")
+        sweeping = sweeper(listener, clock, KeyLocks())
+        assert sweeping.collect_orphans(stop) == 0
+        clock.advance(61)
+        assert sweeping.collect_orphans(stop) == 1
+        key = refusal.quarantine_key
+        assert set(listener.store.keys("quarantine")) == {key, key.removesuffix(".dcm") + ".json"}
+
+
 def test_retention_deletes_objects_and_remembers_them(url: str, tmp_path: Path) -> None:
     clock, stop = ManualClock(datetime.now(UTC)), threading.Event()
     with listening(url, tmp_path / "o") as listener:
@@ -83,6 +100,39 @@ def test_retention_deletes_objects_and_remembers_them(url: str, tmp_path: Path) 
             event for event in listener.events() if event.type == STUDY_COMPLETED and event.data["study_version"] == 2
         )
         assert [each["sop_instance_uid"] for each in event.data["instances"]] == [late.SOPInstanceUID]
+
+
+def test_what_retention_has_deleted_keeps_no_correction_out(url: str, tmp_path: Path) -> None:
+    clock, stop = ManualClock(datetime.now(UTC)), threading.Event()
+    with listening(url, tmp_path / "o") as listener:
+        first = image()
+        corrected = image(first.StudyInstanceUID, SOPInstanceUID=first.SOPInstanceUID, AccessionNumber="EX-0002")
+        with Sender(listener.port) as sender:
+            assert [sender.send(first), sender.send(corrected)] == [0, 0]
+        listener.step_until(1)
+        clock.advance(86_400 * 8)
+        assert sweeper(listener, clock, KeyLocks()).expire(stop) == 2  # the second was kept beside
+        with Sender(listener.port) as sender:
+            assert sender.send(corrected) == 0
+        listener.step_until(1)
+        last = [event for event in listener.events() if event.type == STUDY_COMPLETED][-1]
+        assert (last.data["study_version"], last.data["order"]["accession_number"]) == (2, "EX-0002")
+        (listed,) = last.data["instances"]
+        assert listener.store.exists(listed["object_ref"])
+
+
+def test_what_is_kept_beside_the_first_expires(url: str, tmp_path: Path) -> None:
+    clock, stop = ManualClock(datetime.now(UTC)), threading.Event()
+    with listening(url, tmp_path / "o") as listener:
+        first = image()
+        with Sender(listener.port) as sender:
+            assert sender.send(first) == 0
+            assert sender.send(image(SOPInstanceUID=first.SOPInstanceUID)) == 0  # in a study of its own
+        listener.step_until(1)
+        assert sorted(row.valid for row in listener.rows(instances)) == [False, True]
+        clock.advance(86_400 * 8)
+        assert sweeper(listener, clock, KeyLocks()).expire(stop) == 2
+        assert list(listener.store.keys("objects")) == []
 
 
 def test_old_refusals_and_their_quarantine_go(url: str, tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ def serve(settings: Settings, under_way: KeyLocks, forks: Sequence[Fork]) -> int
     ledger = SqlLedger(database, settings.duplicate_policy)
     rules = Rules(settings.quiet_seconds, settings.release_seconds, settings.maximum_age_seconds)
     refusals = RefusalBook(ledger, clock)
+    runner.on_stop(refusals.close)
     sweeper = Sweeper(
         store,
         SqlObjectIndex(database, clock),

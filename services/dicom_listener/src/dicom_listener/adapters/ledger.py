@@ -113,25 +113,41 @@ class SqlLedger:
     def _known(
         self, connection: Connection, stored: StoredObject, now: datetime, rows: Sequence[sa.Row[*tuple[Any, ...]]]
     ) -> Recorded | None:
-        """The outcome if this SOP instance is there and stays as it is; None if it is to be entered as valid."""
+        """The outcome if this SOP instance is there and stays as it is; None if it is to be entered as valid.
+
+        What retention has deleted keeps nothing else out: only an object that stands is the first that is kept.
+        """
         same = next((row for row in rows if row.sha256 == stored.sha256), None)
-        if same is not None and (same.valid or not self._replace):
+        first_stays = not self._replace and any(row.valid and row.deleted_at is None for row in rows)
+        if same is not None and (same.valid or first_stays):
             connection.execute(
                 instances.update()
                 .where(instances.c.id == same.id)
                 .values(duplicates=instances.c.duplicates + 1, deleted_at=None)
             )
-            if same.deleted_at is not None:  # its object stands again, and is kept as long as a new one
-                connection.execute(
-                    studies.update()
-                    .where(studies.c.study_instance_uid == stored.header.study_instance_uid, studies.c.state != OPEN)
-                    .values(expired_at=None, completed_at=now)
-                )
+            if same.deleted_at is not None:  # its object stands again
+                self._retain(connection, stored, now)
             return Recorded.DUPLICATE
-        if rows and not self._replace:
+        if first_stays:
+            self._lock_study(connection, stored, now)  # it may name another study than the first
             self._insert_instance(connection, stored, now, version=None)
+            self._retain(connection, stored, now)
             return Recorded.KEPT_BESIDE
         return None
+
+    @staticmethod
+    def _retain(connection: Connection, stored: StoredObject, now: datetime) -> None:
+        """An object stands in a study that expired, or that never was complete: it is kept as long as a new one."""
+        s = studies.c
+        connection.execute(
+            studies.update()
+            .where(
+                s.study_instance_uid == stored.header.study_instance_uid,
+                s.state != OPEN,
+                s.expired_at.is_not(None) | s.completed_at.is_(None),
+            )
+            .values(expired_at=None, completed_at=now)
+        )
 
     def _insert_instance(
         self, connection: Connection, stored: StoredObject, now: datetime, version: int | None

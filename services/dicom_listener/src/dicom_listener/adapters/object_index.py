@@ -20,12 +20,12 @@ class SqlObjectIndex:
         self._clock = clock
 
     def needed(self, keys: Sequence[str]) -> Collection[str]:
-        """Those of the keys for which a row speaks."""
-        t = instances.c
+        """Those of the keys for which a row speaks: of an object, or of the refusal that put it in quarantine."""
+        t, r = instances.c, refusals.c
+        of_objects = sa.select(t.object_key).where(t.object_key.in_(keys), t.deleted_at.is_(None))
+        of_refusals = sa.select(r.quarantine_key).where(r.quarantine_key.in_(keys))
         with self._database.read() as connection:
-            return set(
-                connection.scalars(sa.select(t.object_key).where(t.object_key.in_(keys), t.deleted_at.is_(None)))
-            )
+            return {*connection.scalars(of_objects), *connection.scalars(of_refusals)}
 
     def expire(self, before: datetime, limit: int) -> Sequence[str]:
         """Give up the objects of up to `limit` studies complete since before then; their keys."""

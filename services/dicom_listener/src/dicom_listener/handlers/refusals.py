@@ -99,12 +99,15 @@ class RefusalBook:
                     self._waiting[refusal] = earlier
 
     def run(self, stop: threading.Event) -> None:
-        """Until stopped, then once more for all; an unreachable database is waited for."""
+        """Until stopped; an unreachable database is waited for."""
         while not stop.is_set():
             self._news.wait(0.25)
             self._news.clear()
             if not self._flushed(everything=False):
                 self._clock.wait(stop, 1.0)
+
+    def close(self) -> None:
+        """Write all that waits, once nothing is refused any more."""
         while self._waiting and self._flushed(everything=True):
             pass
 

@@ -38,7 +38,7 @@ class ObjectIndex(Protocol):
     """What the database knows of objects."""
 
     def needed(self, keys: Sequence[str]) -> Collection[str]:
-        """Those of the keys for which a row speaks."""
+        """Those of the keys for which a row speaks: of an object, or of the refusal that put it in quarantine."""
         ...
 
     def expire(self, before: datetime, limit: int) -> Sequence[str]:
@@ -88,10 +88,10 @@ class Sweeper:
         """Delete objects that have had no row for the grace time, as this process saw it; returns how many."""
         seen: dict[str, float] = {}
         deleted = 0
-        for folder in range(256):
+        for folder in (*(f"objects/{number:02x}" for number in range(256)), "quarantine"):
             if stop.is_set():
                 return deleted
-            keys = list(self._store.keys(f"objects/{folder:02x}"))
+            keys = [key for key in self._store.keys(folder) if key.endswith(".dcm")]
             for start in range(0, len(keys), _BATCH):
                 some = keys[start : start + _BATCH]
                 for key in set(some) - set(self._index.needed(some)):
@@ -124,8 +124,7 @@ class Sweeper:
             if not ids:
                 break
             for key in keys:
-                self._store.delete(key)
-                self._store.delete(key.removesuffix(".dcm") + ".json")
+                self._remove(key)
                 metrics.SWEPT.labels(kind="quarantine").inc()
             self._index.forget_refusals(ids)
 
@@ -133,8 +132,13 @@ class Sweeper:
         with self._under_way.unless_kept(key) as free:
             if not free or self._index.needed([key]):
                 return False
-            self._store.delete(key)
+            self._remove(key)
             return True
+
+    def _remove(self, key: str) -> None:
+        if key.startswith("quarantine/"):
+            self._store.delete(key.removesuffix(".dcm") + ".json")
+        self._store.delete(key)
 
     def run(self, stop: threading.Event) -> None:
         """At start and then every so often; an unreachable database or store is tried again soon."""
