@@ -93,6 +93,13 @@ def test_connections_go_to_all_of_them(process: Process) -> None:
     assert process.end(signal.SIGTERM) == 0
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_ipv6_port_takes_ipv4_too(process: Process, count: int) -> None:
+    process.start(receiving_processes=count, dicom_host="::", allowed_peers='[{"networks": ["127.0.0.0/8"]}]')
+    with Sender(process.port) as sender:
+        assert sender.send(image()) == 0
+
+
 def test_each_of_them_keeps_every_transfer_syntax_as_it_came(process: Process) -> None:
     process.start(receiving_processes=2)
     sent: dict[tuple[str, str], bytes] = {}

@@ -8,6 +8,7 @@ from datetime import datetime
 
 import pytest
 
+from dicom_listener.adapters.scp import ScpOptions
 from dicom_listener.domain.access import AccessRule, TurnedAway, check_access
 from dicom_listener.handlers.refusals import RefusalBook
 from dicom_listener.ports import CountedRefusal, Peer, Refusal
@@ -40,6 +41,31 @@ RULES = (
 )
 def test_allow_list(called: str, calling: str, address: str, expected: TurnedAway | None) -> None:
     assert check_access(RULES, called, calling, address) is expected
+
+
+def options(*access: AccessRule, require_called_aet: bool) -> ScpOptions:
+    return ScpOptions("127.0.0.1", 0, "ECHO ", require_called_aet, 1, 16_384, 2**20, 1.0, 1.0, access)
+
+
+@pytest.mark.parametrize(
+    ("called", "calling", "expected"),
+    [
+        ("ECHO", "PACS", None),
+        ("OTHER", "PACS", TurnedAway.CALLED_AE_TITLE),
+        ("RESEARCH", "PACS", TurnedAway.CALLING_AE_TITLE),
+        ("RESEARCH", "LAB", None),  # named by an entry
+        ("ECHO", "LAB", TurnedAway.CALLING_AE_TITLE),
+    ],
+)
+def test_only_called_ae_titles_that_are_named(called: str, calling: str, expected: TurnedAway | None) -> None:
+    named = options(AccessRule(calling="PACS"), AccessRule("RESEARCH", "LAB"), require_called_aet=True)
+    assert check_access(named.rules(), called, calling, "10.1.2.3") is expected
+
+
+def test_our_own_ae_title_is_required_without_an_allow_list() -> None:
+    assert check_access(options(require_called_aet=True).rules(), "ECHO", "X", "10.1.2.3") is None
+    assert check_access(options(require_called_aet=True).rules(), "X", "X", "10.1.2.3") is TurnedAway.CALLED_AE_TITLE
+    assert check_access(options(require_called_aet=False).rules(), "X", "X", "10.1.2.3") is None
 
 
 def test_without_rules_everybody_may_in() -> None:

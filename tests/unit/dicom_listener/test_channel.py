@@ -111,3 +111,38 @@ def test_whoever_waits_is_told_when_the_other_end_is_gone() -> None:
     with pytest.raises(ChannelClosed):
         asking.ask("anything")
     asking.tell("nobody hears", soon=True)
+
+
+LONG = bytes(4 * 2**20)  # more than the system keeps for a process that does not read
+
+
+def test_long_messages_that_cross_do_not_wait_for_each_other() -> None:
+    ends = [Channel(end, {"size": len}) for end in Pipe()]
+    for each in ends:
+        threading.Thread(target=each.run, daemon=True).start()
+    answers: list[int] = []
+    asking = [
+        threading.Thread(target=lambda each=each: answers.append(each.ask("size", LONG, timeout=60)), daemon=True)
+        for each in ends
+        for _ in range(5)
+    ]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join(60)
+    assert answers == [len(LONG)] * 10
+
+
+def test_nobody_waits_for_a_long_message_that_is_not_read() -> None:
+    ours, theirs = Pipe()
+    channel = Channel(ours, {})
+    telling = threading.Thread(target=lambda: channel.tell("hear", LONG, soon=True), daemon=True)
+    telling.start()
+    assert theirs.poll(10)  # begun
+    with pytest.raises(TimeoutError):
+        channel.ask("check", timeout=0.1)
+    channel.tell("hear", soon=True)
+    assert telling.is_alive()
+    theirs.close()
+    telling.join(10)
+    assert not telling.is_alive()

@@ -43,7 +43,10 @@ class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSetting
         pattern=r"^[\x20-\x5b\x5d-\x7e]*[\x21-\x5b\x5d-\x7e][\x20-\x5b\x5d-\x7e]*$",
         description="AE title of this Storage SCP: 1 to 16 ASCII characters without backslash.",
     )
-    require_called_aet: bool = Field(False, description="Reject associations that call another AE title.")
+    require_called_aet: bool = Field(
+        False,
+        description="Reject associations that call another AE title, unless an entry of `ECHO_ALLOWED_PEERS` names it.",
+    )
     dicom_host: str = Field("0.0.0.0", description="Address of the DICOM port.")
     dicom_port: int = Field(11112, ge=0, le=65535, description="DICOM port; 0 takes a free one, shown in the log.")
     maximum_associations: int = Field(

@@ -29,6 +29,8 @@ class ChannelClosed(TransientError):
 class Channel:
     """One end. Thread-safe; messages are handled in the order in which they were sent, by the thread of `run`.
 
+    One thread at a time sends, for all: none waits for another whose long message the other process does not read.
+
     `handlers` are called by name with what was told or asked. What one returns is the answer; a `Future` answers later,
     so that a slow one does not hold up the others. Only ends of one program may be connected: messages are pickled.
     """
@@ -37,6 +39,7 @@ class Channel:
         self._connection = connection
         self._handlers = handlers
         self._sending = threading.Lock()
+        self._lock = threading.Lock()  # of what follows; held for moments only
         self._untold: list[_Message] = []
         self._numbers = itertools.count()
         self._asked: dict[int, Future[Any]] = {}
@@ -44,15 +47,22 @@ class Channel:
 
     def tell(self, name: str, *arguments: Any, soon: bool = False) -> None:
         """Without an answer, sent with the next message or by `flush` unless `soon`; lost if nobody hears."""
-        with self._sending:
-            self._untold.append((_TELL, name, arguments))
-            if soon:
-                self._send()
+        self._add((_TELL, name, arguments))
+        if soon:
+            self.flush()
 
     def flush(self) -> None:
-        """Send what was told and not sent."""
-        with self._sending:
-            self._send()
+        """Send what was told and not sent; what another thread is sending already, it sends to the end."""
+        while self._untold and self._sending.acquire(blocking=False):
+            try:
+                with self._lock:
+                    messages, self._untold = self._untold, []
+                if messages and not self._closed:
+                    self._connection.send(messages)
+            except OSError:
+                log.debug("nobody hears", exc_info=True)  # `run` notices, too
+            finally:
+                self._sending.release()
 
     def ask(self, name: str, *arguments: Any, timeout: float | None = None) -> Any:
         """The answer.
@@ -62,12 +72,12 @@ class Channel:
         """
         number = next(self._numbers)
         answer: Future[Any] = Future()
-        with self._sending:
+        with self._lock:
             if self._closed:
                 raise ChannelClosed
             self._asked[number] = answer
             self._untold.append((_ASK, name, arguments, number))
-            self._send()
+        self.flush()
         try:
             return answer.result(timeout)
         finally:
@@ -82,20 +92,16 @@ class Channel:
         except (EOFError, OSError):
             pass
         finally:
-            with self._sending:
+            with self._lock:
                 self._closed = True
+            with self._sending:  # which has failed by now, if it waited for the other process to read
                 self._connection.close()
             for answer in list(self._asked.values()):
                 _fail(answer, ChannelClosed())
 
-    def _send(self) -> None:
-        if not self._untold or self._closed:
-            return
-        messages, self._untold = self._untold, []
-        try:
-            self._connection.send(messages)
-        except OSError:
-            log.debug("nobody hears", exc_info=True)  # `run` notices, too
+    def _add(self, message: _Message) -> None:
+        with self._lock:
+            self._untold.append(message)
 
     def _handle(self, message: _Message) -> None:
         if message[0] == _ANSWER:
@@ -127,9 +133,8 @@ class Channel:
     def _answer(self, number: int, value: Any, error: BaseException | None) -> None:
         """It is raised where the question came from."""
         told = None if error is None else (is_transient(error), f"{type(error).__name__}: {error}")
-        with self._sending:
-            self._untold.append((_ANSWER, number, value, told))
-            self._send()
+        self._add((_ANSWER, number, value, told))
+        self.flush()
 
 
 def _settle(answer: Future[Any], value: Any, error: tuple[bool, str] | None) -> None:

@@ -36,6 +36,7 @@ from dicom_listener.domain.commitment import Reference, Verdict
 from dicom_listener.handlers.commit import Commitment
 from dicom_listener.ports import CarriedStudies, Limits, Peer, Recorded, Refusal, Refusals, StoredObject
 from pipeline.errors import TransientError
+from pipeline.http import bind
 
 log = logging.getLogger(__name__)
 
@@ -287,8 +288,7 @@ class ReceivingProcesses:
 
     def __init__(self, forks: Sequence[Fork], books: Books, host: str, port: int, maximum_associations: int) -> None:
         """Bind the port; raises `OSError` if that cannot be done."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listening = socket.create_server((host, port), family=family, backlog=128)
+        self._listening = bind(host, port)
         self._listening.setblocking(False)
         self.port: int = self._listening.getsockname()[1]
         self._refusals = books.refusals

@@ -8,7 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from pynetdicom import AE, evt
@@ -55,8 +55,11 @@ class ScpOptions:
     tls: ssl.SSLContext | None = None
 
     def rules(self) -> Sequence[AccessRule]:
-        """The allow-list; without one, `require_called_aet` is a rule by itself."""
-        return self.access or ([AccessRule(called=self.ae_title.strip())] if self.require_called_aet else [])
+        """The allow-list; with `require_called_aet` its entries for any called AE title are for our own."""
+        if not self.require_called_aet:
+            return self.access
+        own = self.ae_title.strip()
+        return [replace(rule, called=own) if rule.called == "*" else rule for rule in self.access or [AccessRule()]]
 
 
 class HandedConnections(Protocol):
