@@ -15,6 +15,7 @@ from starlette.applications import Starlette
 from dicom_listener.adapters.stow import StowDoor, StowOptions
 from dicom_listener.adapters.stow_server import StowServer
 from dicom_listener.domain.part10 import part10_head
+from dicom_listener.ports import Refusal
 from integration.dicom_listener.peers import EXPLICIT, Listener, encoded
 from pipeline.clock import SystemClock
 from pipeline.http import bind
@@ -68,6 +69,7 @@ def stow_door(listener: Listener, tls: ssl.SSLContext | None = None, **options: 
         "silence_seconds": 60.0,
     }
     head_seconds = options.pop("head_seconds", 30.0)
+    maximum_connections = options.pop("maximum_connections", 64)
     door = StowDoor(
         StowOptions(**(settings | options)),
         listener.receiver,
@@ -80,9 +82,10 @@ def stow_door(listener: Listener, tls: ssl.SSLContext | None = None, **options: 
         Starlette(routes=door.routes()),
         bind("127.0.0.1", 0),
         tls,
+        lambda reason, address, detail: listener.book.note(Refusal.of_stranger(reason, address, detail)),
         drain_seconds=1,
         head_seconds=head_seconds,
-        maximum_connections=64,
+        maximum_connections=maximum_connections,
     )
     server.start()
     try:

@@ -284,6 +284,15 @@ def test_a_head_that_does_not_come_ends_the_connection(listener: Listener, sent:
         slow.settimeout(60)
         slow.sendall(sent)
         assert slow.recv(100) == b""
+        wait_for(lambda: why(listener) == [("no_association_request", None)])
+
+
+def test_too_many_connections(listener: Listener) -> None:
+    with stow_door(listener, maximum_connections=2) as url:
+        with socket.create_connection(("127.0.0.1", httpx.URL(url).port or 0)):
+            assert post(url, body_of(part10(image()))).status_code == 503
+        wait_for(lambda: why(listener) == [("too_many_connections", None)])
+        wait_for(lambda: post(url, body_of(part10(image()))).status_code == 200)
 
 
 def test_expect_continue_is_refused_before_the_body(listener: Listener) -> None:

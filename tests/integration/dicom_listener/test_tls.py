@@ -127,6 +127,7 @@ def test_stow_over_mutual_tls(tmp_path: Path, papers: Papers, own: str | None) -
             assert answer.status_code == 200
         except httpx.TransportError:
             assert own != "sender"
+        wait_for(lambda: [reason for reason, _ in reasons(listener)] == ["tls_handshake_failed"] * (own != "sender"))
         assert len(listener.rows(instances)) == (own == "sender")
 
 

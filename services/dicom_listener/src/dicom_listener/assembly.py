@@ -28,6 +28,7 @@ from dicom_listener.adapters.web_archive import WebArchive, WebOptions
 from dicom_listener.handlers.associations import Associations
 from dicom_listener.handlers.receive import Receiver
 from dicom_listener.handlers.refusals import RefusalBook
+from dicom_listener.ports import Refusal
 from dicom_listener.settings import Settings
 from pipeline.clock import SystemClock
 from pipeline.service import claim_port
@@ -167,6 +168,7 @@ def make_stow(
         Starlette(routes=door.routes()),
         claim_port(settings.stow_host, settings.stow_port, "ECHO_STOW_PORT"),
         tls,
+        lambda reason, address, detail: refusals.note(Refusal.of_stranger(reason, address, detail)),
         drain_seconds=settings.drain_seconds,
         head_seconds=settings.request_timeout_seconds,
         maximum_connections=settings.maximum_associations + WAITING_ROOM,

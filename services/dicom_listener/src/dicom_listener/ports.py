@@ -53,6 +53,12 @@ class Refusal:
     sop_class_uid: str | None = None
     quarantine_key: str | None = None
 
+    @classmethod
+    def of_stranger(cls, reason: TurnedAway, address: str, detail: str = "") -> Refusal:
+        """A connection is closed before anybody said who they are."""
+        text = f"{reason.text} ({detail})" if detail else reason.text
+        return cls("connection", reason.code, text, Peer("", "", address))
+
     @property
     def answer(self) -> str | None:
         """What the sender was told, as people write it: `A700`, `HTTP 503`, `2/3/2`."""

@@ -167,7 +167,6 @@ def _take(handover: socket.socket, take: Callable[[int, socket.socket, Any], Non
             log.warning("a connection could not be served", extra={"error": type(error).__name__})
             for connection in connections:
                 connection.close()
-            reason = TurnedAway.TOO_MANY_CONNECTIONS
-            listener.note(Refusal("connection", reason.code, reason.text, Peer("", "", host)))
+            listener.note(Refusal.of_stranger(TurnedAway.TOO_MANY_CONNECTIONS, host))
             listener.closed(int(number))
             listener.gone(int(number))

@@ -377,8 +377,7 @@ class ReceivingProcesses:
                 continue
             with connection:
                 if not self._hand_over(connection, address):
-                    reason = TurnedAway.TOO_MANY_CONNECTIONS
-                    self._refusals.note(Refusal("connection", reason.code, reason.text, Peer("", "", str(address[0]))))
+                    self._refusals.note(Refusal.of_stranger(TurnedAway.TOO_MANY_CONNECTIONS, str(address[0])))
 
     def _hand_over(self, connection: socket.socket, address: Any) -> bool:
         """To the process that has the fewest; each connection costs it two threads."""

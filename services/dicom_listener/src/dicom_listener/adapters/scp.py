@@ -311,8 +311,7 @@ class StorageScp:
         )
 
     def _close_stranger(self, reason: TurnedAway, address: str, detail: str) -> None:
-        text = f"{reason.text} ({detail})" if detail else reason.text
-        self._refusals.note(Refusal("connection", reason.code, text, Peer("", "", address)))
+        self._refusals.note(Refusal.of_stranger(reason, address, detail))
 
     def _on_transition(self, event: Any) -> None:
         # AA-1 and AA-8 answer what is invalid or out of turn with an A-ABORT (PS3.8 table 9-10).

@@ -1,8 +1,13 @@
-"""The HTTP(S) port of STOW-RS: uvicorn in a thread, with a time limit for the head of a request."""
+"""The HTTP(S) port of STOW-RS: uvicorn in a thread, with a time limit for the head of a request.
+
+Connections that end before there is a request, of which uvicorn and asyncio tell nobody, are told like those of the
+DICOM port.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import socket
 import ssl
@@ -13,15 +18,23 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from dicom_listener.adapters.transport import TurnAway, tls_words
+from dicom_listener.domain.access import TurnedAway
+
+_WHERE = "at the STOW-RS port"
+
 
 class _TimelyProtocol(H11Protocol):
     """Ends a connection whose request line and headers do not come in time; uvicorn itself would wait for ever."""
 
-    head_seconds = 30.0
+    head_seconds: float
+    turn_away: TurnAway
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
+        if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
+            self._told(TurnedAway.TOO_MANY_CONNECTIONS)  # uvicorn answers 503
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
@@ -36,12 +49,38 @@ class _TimelyProtocol(H11Protocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_waiting()
         elif self._deadline is None:
-            self._deadline = self.loop.call_later(self.head_seconds, self.transport.close)
+            self._deadline = self.loop.call_later(self.head_seconds, self._close_late)
+
+    def _close_late(self) -> None:
+        self._told(TurnedAway.NO_REQUEST)
+        self.transport.close()
+
+    def _told(self, reason: TurnedAway) -> None:
+        self.turn_away(reason, self.client[0] if self.client is not None else "", _WHERE)
 
     def _stop_waiting(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """Tells of TLS handshakes that failed; asyncio keeps them to itself unless it is debugged."""
+
+    def __init__(self, turn_away: TurnAway) -> None:
+        super().__init__()
+        self._turn_away = turn_away
+
+    def _make_ssl_transport(self, rawsock: socket.socket, *arguments: Any, **named: Any) -> Any:
+        with contextlib.suppress(OSError):  # it is gone already
+            address = str(rawsock.getpeername()[0])
+            named["waiter"].add_done_callback(lambda shaken: self._after_handshake(shaken, address))
+        return super()._make_ssl_transport(rawsock, *arguments, **named)  # type: ignore[misc]  # asyncio's own
+
+    def _after_handshake(self, shaken: asyncio.Future[None], address: str) -> None:
+        error = None if shaken.cancelled() else shaken.exception()
+        if isinstance(error, OSError):
+            self._turn_away(TurnedAway.TLS_FAILED, address, f"{_WHERE}: {tls_words(error)}")
 
 
 class StowServer:
@@ -52,6 +91,7 @@ class StowServer:
         app: ASGIApp,
         sock: socket.socket,
         tls: ssl.SSLContext | None,
+        turn_away: TurnAway,
         *,
         drain_seconds: float,
         head_seconds: float,
@@ -65,8 +105,11 @@ class StowServer:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
-                http=type("_Protocol", (_TimelyProtocol,), {"head_seconds": head_seconds}),
-                loop="asyncio",
+                http=type(
+                    "_Protocol",
+                    (_TimelyProtocol,),
+                    {"head_seconds": head_seconds, "turn_away": staticmethod(turn_away)},
+                ),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -79,9 +122,12 @@ class StowServer:
             )
         )
         self._drain_seconds = drain_seconds
-        self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [sock]}, name="stow-rs", daemon=True
-        )
+        self._turn_away = turn_away
+        self._thread = threading.Thread(target=self._serve, name="stow-rs", daemon=True)
+
+    def _serve(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: _Loop(self._turn_away)) as runner:
+            runner.run(self._server.serve(sockets=[self._sock]))
 
     def start(self) -> None:
         """Take requests from now on."""
