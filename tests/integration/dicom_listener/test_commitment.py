@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -164,6 +166,55 @@ def test_a_clock_set_back_puts_no_result_off(tmp_path: Path, request: pytest.Fix
     assert waiting.due(now, 20) == []
     assert len(waiting.due(now + timedelta(seconds=600), 20)) == 1
     database.close()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.needs("postgres"))])
+def test_of_each_sender_the_longest_due_is_told_first(
+    tmp_path: Path, request: pytest.FixtureRequest, kind: str
+) -> None:
+    url = f"sqlite:///{tmp_path}/l.sqlite3" if kind == "sqlite" else str(request.getfixturevalue("postgres_url"))
+    database = Database(url)
+    database.migrate(MIGRATIONS)
+    waiting, now = SqlCommitments(database), datetime.now(UTC)
+    asked = [Reference(DX, new_uid())]
+    ids = [
+        waiting.add(new_uid(), Peer(title, "ECHO", "127.0.0.1"), asked, now + timedelta(seconds=n))
+        for n, title in enumerate(["A", "A", "B", "A"])
+    ]
+    later = now + timedelta(seconds=9)
+    assert [each.id for each in waiting.due(later, 20)] == [ids[0], ids[2]]
+    waiting.postpone(ids[0], later + timedelta(seconds=60))
+    assert [each.id for each in waiting.due(later, 20)] == [ids[1], ids[2]]
+    waiting.finish(ids[2], "committed", later)
+    assert [each.id for each in waiting.due(later, 20)] == [ids[1]]
+    database.close()
+
+
+def test_a_sender_that_is_silent_does_not_hold_up_others(tmp_path: Path, requester: Requester) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        listening(
+            f"sqlite:///{tmp_path}/l.sqlite3",
+            tmp_path / "o",
+            known_peers={
+                "SENDER": requester.address,
+                "SILENT": PeerAddress("127.0.0.1", silent.getsockname()[1]),
+            },
+        ) as listener,
+    ):
+        (uid,) = store(listener)
+        long_ago = datetime.now(UTC) - timedelta(minutes=1)
+        waiting = SqlCommitments(listener.database)
+        for title in ("SILENT", "SENDER"):
+            waiting.add(new_uid(), Peer(title, "ECHO", "127.0.0.1"), [Reference(DX, uid)], long_ago)
+        telling = threading.Thread(target=listener.committing.step)
+        telling.start()
+        connection, _ = silent.accept()
+        wait_for(lambda: requester.results)
+        assert telling.is_alive()
+        connection.close()
+        telling.join(60)
+        assert not telling.is_alive()
 
 
 def test_wrong_requests_have_a_status_and_a_reason(tmp_path: Path, requester: Requester) -> None:

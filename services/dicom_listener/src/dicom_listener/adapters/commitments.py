@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import ssl
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from pydicom.dataset import Dataset
-from pynetdicom import AE, build_role
+from pynetdicom import AE, build_role, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance  # type: ignore[attr-defined]  # made at import
 
 from dicom_listener.adapters.tables import commitments, instances
@@ -71,18 +72,20 @@ class SqlCommitments:
             )
 
     def due(self, now: datetime, limit: int) -> Sequence[Commitment]:
-        """Those whose result is to be sent now, the longest due first.
+        """Of up to `limit` senders, the one whose result has been due longest.
 
         Nothing is put off for longer than the longest pause: what seems to be, was by a clock that has been set back.
         """
         t = commitments.c
         latest = now + timedelta(seconds=LONGEST_PAUSE_S)
-        query = (
-            sa.select(commitments)
+        place = sa.func.row_number().over(partition_by=t.calling_ae_title, order_by=t.next_attempt_at)
+        ranked = (
+            sa.select(t.id, place.label("place"))
             .where(t.done_at.is_(None), (t.next_attempt_at <= now) | (t.next_attempt_at > latest))
-            .order_by(t.next_attempt_at)
-            .limit(limit)
+            .subquery()
         )
+        first = sa.select(ranked.c.id).where(ranked.c.place == 1)
+        query = sa.select(commitments).where(t.id.in_(first)).order_by(t.next_attempt_at).limit(limit)
         with self._database.read() as connection:
             rows = connection.execute(query).all()
         return [
@@ -194,19 +197,23 @@ class DimseReporter:
         ae = AE(ae_title=commitment.peer.called_ae_title)
         ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = self._timeout
         ae.add_requested_context(StorageCommitmentPushModel)
-        assoc = ae.associate(
-            address.host,
-            address.port,
-            ae_title=commitment.peer.calling_ae_title,
-            ext_neg=[build_role(StorageCommitmentPushModel, scp_role=True)],
-            tls_args=(self._tls, address.host) if address.tls and self._tls is not None else None,
-        )
-        if not assoc.is_established:
-            return False
-        try:
-            return self._send(assoc, commitment, verdict)
-        finally:
-            assoc.release()
+        with contextlib.ExitStack() as sockets:  # the library leaves one open when the peer is the first to go
+            assoc = ae.associate(
+                address.host,
+                address.port,
+                ae_title=commitment.peer.calling_ae_title,
+                ext_neg=[build_role(StorageCommitmentPushModel, scp_role=True)],
+                tls_args=(self._tls, address.host) if address.tls and self._tls is not None else None,
+                evt_handlers=[
+                    (evt.EVT_CONN_OPEN, lambda event: sockets.callback(event.assoc.dul.socket.socket.close)),
+                ],
+            )
+            if not assoc.is_established:
+                return False
+            try:
+                return self._send(assoc, commitment, verdict)
+            finally:
+                assoc.release()
 
     def _send(self, assoc: Any, commitment: Commitment, verdict: Verdict) -> bool:
         status, _ = assoc.send_n_event_report(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -20,6 +21,7 @@ from pipeline.store import ObjectStore
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 600.0
+_SENDERS, _AT_ONCE = 64, 8
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Commitments(Protocol):
         ...
 
     def due(self, now: datetime, limit: int) -> Sequence[Commitment]:
-        """Those whose result is to be sent now, or was put off by a clock that has been set back since."""
+        """One of each sender that is to be sent now, or was put off by a clock that has been set back since."""
         ...
 
     def objects(self, sop_instance_uids: Sequence[str]) -> Sequence[tuple[str, str, str]]:
@@ -71,7 +73,11 @@ class Reporter(Protocol):
 
 
 class CommitmentLoop:
-    """Judges at the moment of sending, so that what was deleted in between is not promised."""
+    """Judges at the moment of sending, so that what was deleted in between is not promised.
+
+    Each sender is told one result at a time, several senders at once: one that is away holds up the others for one
+    attempt at most.
+    """
 
     def __init__(
         self,
@@ -95,32 +101,35 @@ class CommitmentLoop:
         self.wakeup = threading.Event()
 
     def step(self) -> int:
-        """Send what is due; returns how many results were taken."""
-        taken = 0
-        for commitment in self._commitments.due(self._clock.now(), 20):
-            verdict = self._verdict(commitment)
-            now = self._clock.now()
-            if self._reporter.report(commitment, verdict):
-                taken += 1
-                outcome = "failures" if verdict.failed else "committed"
-                self._commitments.finish(commitment.id, outcome, now)
-                metrics.COMMITMENTS.labels(outcome=outcome).inc()
-                log.info(
-                    "storage commitment told",
-                    extra={"committed": len(verdict.committed), "failed": len(verdict.failed)},
-                )
-            elif now - commitment.created_at > self._give_up_after:
-                self._commitments.finish(commitment.id, "undeliverable", now)
-                metrics.COMMITMENTS.labels(outcome="undeliverable").inc()
-                text = "the result of a storage commitment could not be sent"
-                self._refusals.note(Refusal("request", "commitment_undeliverable", text, commitment.peer))
-            else:
-                pause = min(LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(commitment.attempts, 20))
-                self._commitments.postpone(commitment.id, now + timedelta(seconds=pause))
+        """Send what is due, one result for each sender; returns how many were taken."""
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="commitment") as pool:
+            taken = sum(pool.map(self._send, self._commitments.due(self._clock.now(), _SENDERS)))
         if self._clock.monotonic() >= self._next_prune:
             self._commitments.forget(self._clock.now() - self._keep)
             self._next_prune = self._clock.monotonic() + 3600
         return taken
+
+    def _send(self, commitment: Commitment) -> bool:
+        verdict = self._verdict(commitment)
+        now = self._clock.now()
+        if self._reporter.report(commitment, verdict):
+            outcome = "failures" if verdict.failed else "committed"
+            self._commitments.finish(commitment.id, outcome, now)
+            metrics.COMMITMENTS.labels(outcome=outcome).inc()
+            log.info(
+                "storage commitment told",
+                extra={"committed": len(verdict.committed), "failed": len(verdict.failed)},
+            )
+            return True
+        if now - commitment.created_at > self._give_up_after:
+            self._commitments.finish(commitment.id, "undeliverable", now)
+            metrics.COMMITMENTS.labels(outcome="undeliverable").inc()
+            text = "the result of a storage commitment could not be sent"
+            self._refusals.note(Refusal("request", "commitment_undeliverable", text, commitment.peer))
+        else:
+            pause = min(LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(commitment.attempts, 20))
+            self._commitments.postpone(commitment.id, now + timedelta(seconds=pause))
+        return False
 
     def _verdict(self, commitment: Commitment) -> Verdict:
         durable: dict[str, set[str]] = {}
@@ -135,7 +144,8 @@ class CommitmentLoop:
         """Until stopped; an unreachable database or store is waited for."""
         while not stop.is_set():
             try:
-                self.step()
+                if self.step():
+                    continue  # there may be more of the same sender
             except Exception as error:
                 if not is_transient(error):
                     raise
