@@ -158,3 +158,4 @@ def test_port_in_use(process: Process, setting: str, receiving_processes: int) -
 
 def test_wrong_setting(process: Process) -> None:
     assert "wrong setting ECHO_QUIET_SECONDS: is 'soon'" in fails(process, quiet_seconds="soon")
+    assert "wrong setting ECHO_STORAGE_CLASSES" in fails(process, storage_classes='["DX"]')

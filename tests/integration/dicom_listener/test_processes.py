@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from pynetdicom import ALL_TRANSFER_SYNTAXES
@@ -21,6 +22,7 @@ from pynetdicom import ALL_TRANSFER_SYNTAXES
 from dicom_listener.domain.part10 import part10_head
 from integration.dicom_listener.certificates import client, new_papers
 from integration.dicom_listener.peers import (
+    CT,
     DX,
     EXPLICIT,
     Sender,
@@ -32,6 +34,7 @@ from integration.dicom_listener.peers import (
     wait_for,
 )
 from integration.dicom_listener.process import Process
+from integration.dicom_listener.stow_peers import CONTENT_TYPE, body_of, part10, reasons
 from integration.dicom_listener.test_commitment import Requester
 
 
@@ -91,6 +94,22 @@ def test_connections_go_to_all_of_them(process: Process) -> None:
     )
     wait_for(lambda: all(line in get(process, "/metrics")[1] for line in expected))
     assert process.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_storage_classes_that_are_not_kept(process: Process, count: int) -> None:
+    process.start(receiving_processes=count, storage_classes=json.dumps([DX]), stow_port=0)
+    film, slice_ = image(), image(SOPClassUID=CT)
+    with Sender(process.port, [(DX, [EXPLICIT]), (CT, [EXPLICIT])]) as sender:
+        assert sender.store(encoded(film), DX, film.SOPInstanceUID) == 0
+        assert sender.store(encoded(slice_), CT, slice_.SOPInstanceUID) == 0x0122
+    url = f"http://127.0.0.1:{process.fields['stow_port']}/dicom-web/studies"
+    answer = httpx.post(url, content=body_of(part10(slice_)), headers={"content-type": CONTENT_TYPE}, timeout=60)
+    assert (answer.status_code, reasons(answer)) == (409, [0x0122])
+    assert process.rows("select sop_instance_uid from instances") == [(str(film.SOPInstanceUID),)]
+    assert process.end(signal.SIGTERM) == 0
+    told = "select reason, sum(count) from refusals group by reason"
+    assert dict(process.rows(told)) == {"sop_class_not_kept": 2}
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -116,6 +116,7 @@ def serve(settings: Settings, under_way: KeyLocks, forks: Sequence[Fork]) -> int
         clock,
         Watermark(settings.min_free_bytes, settings.resume_free_bytes),
         lambda: free_bytes(store),
+        settings.storage_classes,
     )
     completeness = CompletenessLoop(ledger, associations, rules, clock)
     completeness.adopt()

@@ -122,6 +122,7 @@ def receive(settings: Settings, under_way: UnderWay, connection: Connection[Any,
         clock,
         Watermark(settings.min_free_bytes, settings.resume_free_bytes),
         lambda: free_bytes(store),
+        settings.storage_classes,
     )
     commitment = CommitmentScp(listener, listener, clock)
     scp = StorageScp(

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, ValidationInfo, field_validator
 
 from dicom_listener.domain.access import AccessRule
+from dicom_listener.domain.uids import is_uid
 from pipeline.settings import BusSettings, CommonSettings, DatabaseSettings, ObjectStoreSettings
 
 
@@ -172,10 +173,22 @@ class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSetting
     resume_free_bytes: int = Field(
         768 * 2**20, ge=0, description="Objects are accepted again from this much free space on; >= min_free_bytes."
     )
+    storage_classes: list[str] = Field(
+        [],
+        description="SOP Class UIDs of what is kept, as JSON; objects of other classes are refused (0122H). Empty: all "
+        "are kept, so that an auto-route rule never backs up.",
+    )
     duplicate_policy: Literal["keep_first", "replace"] = Field(
         "keep_first",
         description="Same SOP Instance UID with other bytes: the first stays the valid one, or the last replaces it.",
     )
+
+    @field_validator("storage_classes")
+    @classmethod
+    def _uids(cls, value: list[str]) -> list[str]:
+        if not all(is_uid(each) for each in value):
+            raise ValueError("it must be a list of UIDs")
+        return value
 
     @field_validator("fetch_ae_title")
     @classmethod

@@ -47,7 +47,6 @@ _PIECE = 2**20  # bytes handed to a thread at once
 _RETRY_AFTER_S = 30
 _UNREAD = 64 * 2**20  # bytes of a refused body that are read and dropped: a sender cut off does not hear the answer
 _ANSWERS = ("*/*", "application/*", "application/json", "application/dicom+json")
-_PROBE_UID = "2.25.0"
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ class StowDoor:
         study = request.path_params.get("study")
         if study is not None and not is_uid(study):
             raise _No(NotTaken.INVALID_STUDY)
-        refused = await self._in_thread(partial(self._receiver.admit, _PROBE_UID, _PROBE_UID, _PROBE_UID))
+        refused = await self._in_thread(self._receiver.lacks_room)
         if refused is not None:
             low = refused.reason is Reason.LOW_SPACE
             raise _No(NotTaken.LOW_SPACE if low else NotTaken.UNAVAILABLE)

@@ -21,6 +21,7 @@ class Reason(Enum):
     WRONG_STUDY = ("wrong_study", 0xA900, "the object belongs to another study than the STOW-RS request names")
     INVALID_SOP_INSTANCE_UID = ("invalid_sop_instance_uid", 0x0117, "the command's SOP Instance UID is no UID")
     INVALID_SOP_CLASS_UID = ("invalid_sop_class_uid", 0x0118, "the command's SOP Class UID is no UID")
+    SOP_CLASS_NOT_KEPT = ("sop_class_not_kept", 0x0122, "this storage class is not kept here")
     UNREADABLE = ("unreadable", 0xC000, "the data set cannot be read")
     TRUNCATED = ("truncated", 0xC000, "the data set ends inside an element")
     TOO_DEEP = ("too_deep", 0xC000, "sequences are nested too deeply")

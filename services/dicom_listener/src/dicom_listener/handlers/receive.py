@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from dicom_listener import metrics
 from dicom_listener.domain.header import ObjectHeader
@@ -49,7 +49,9 @@ class Receiver:
         clock: Clock,
         watermark: Watermark,
         free_bytes: Callable[[], int | None],
+        storage_classes: Collection[str] = (),
     ) -> None:
+        """`storage_classes`: SOP Class UIDs of what is kept; without any, everything is."""
         self._store = store
         self._ledger = ledger
         self._associations = associations
@@ -58,6 +60,7 @@ class Receiver:
         self._clock = clock
         self._watermark = watermark
         self._free_bytes = free_bytes
+        self._storage_classes = frozenset(storage_classes)
 
     def admit(self, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> Refused | None:
         """Asked before the first byte is written: why the object that a command announces is not taken, if so."""
@@ -67,6 +70,12 @@ class Receiver:
             return Refused(Reason.INVALID_SOP_CLASS_UID)
         if not is_uid(transfer_syntax_uid):
             return Refused(Reason.UNREADABLE, "the transfer syntax is no UID")
+        if self._storage_classes and sop_class_uid not in self._storage_classes:
+            return Refused(Reason.SOP_CLASS_NOT_KEPT)
+        return self.lacks_room()
+
+    def lacks_room(self) -> Refused | None:
+        """Why no object is taken now, if so."""
         try:
             free = self._free_bytes()
         except OSError:
