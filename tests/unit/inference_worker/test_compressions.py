@@ -259,10 +259,36 @@ def test_an_extended_offset_table_shows_the_decoder_no_other_frame() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kilobytes
 
 
-def test_a_run_length_bomb_is_refused_by_its_length() -> None:
+def run_lengths(*segments: bytes) -> bytes:
+    """A frame of such segments (PS3.5 annex G)."""
+    offsets = itertools.accumulate(map(len, segments[:-1]), initial=64)
+    return struct.pack("<I", len(segments)) + struct.pack("<15I", *[*offsets, *[0] * 15][:15]) + b"".join(segments)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        run_lengths(b"\x81\0" * (ROWS * COLUMNS), b"\x81\0" * (ROWS * COLUMNS)),
+        run_lengths(b"\x81\0" * (ROWS * COLUMNS // 128), b"\x81\0" * (3 * ROWS * COLUMNS // 2)),
+        run_lengths(b"\x81\0" * (ROWS * COLUMNS // 128)),
+        run_lengths(*[b"\x81\0" * (ROWS * COLUMNS // 128)] * 15),
+        b"\x02",
+    ],
+    ids=["all of it", "the last segment", "a segment short", "segments too many", "no header"],
+)
+def test_a_run_length_bomb_is_not_unfolded(monkeypatch: pytest.MonkeyPatch, frame: bytes) -> None:
+    ds, _ = compressed(RLELossless)
+    assert refused_undecoded(monkeypatch, rebuilt(ds, frame))
+
+
+def test_run_lengths_that_end_late() -> None:
+    """Padding, a last run longer than the picture, and the command that does nothing, as poor writers leave them."""
     ds, frame = compressed(RLELossless)
-    bomb = bytes(frame[:64]) + b"\x81\x00" * (4 * ROWS * COLUMNS)
-    assert code_of(rebuilt(ds, bomb)) == "pixels_undecodable"
+    first, second = struct.unpack_from("<II", frame, 4)
+    high, low = bytes(frame[first:second]), bytes(frame[second:])
+    assert rises(decode(rebuilt(ds, run_lengths(b"\x80" + high + b"\x81\7", low + b"\0" * 500))))
+    singly = b"".join(bytes((0, byte)) for byte in (RAMP & 255).astype(np.uint8).tobytes())
+    assert rises(decode(rebuilt(ds, run_lengths(high, singly))))
 
 
 def test_a_frame_of_another_compression_than_the_header_says() -> None:

@@ -7,6 +7,7 @@ size.
 
 from __future__ import annotations
 
+import itertools
 import struct
 
 # ITU-T T.81 table B.1; F7 and F8 are JPEG-LS (T.87 table C.1)
@@ -17,6 +18,8 @@ _SOS = 0xDA
 _REFUSED = frozenset({*range(0xB0, 0xC0), 0xC8, 0xD8, 0xD9, 0xDE, 0xDF})
 _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  "
 _SOC_SIZ = b"\xff\x4f\xff\x51"
+_RLE_HEADER = struct.Struct("<16I")
+_RLE_PADDING = 4096  # bytes that a segment may unfold to beyond its own: writers fill up, and runs end late
 
 
 def frame_size(frame: bytes) -> tuple[int, int, int] | None:
@@ -73,3 +76,34 @@ def _jpeg2000_size(frame: bytes) -> tuple[int, int, int] | None:
     columns, rows, left, top = struct.unpack_from(">IIII", frame, 8)
     (components,) = struct.unpack_from(">H", frame, 40)
     return rows - top, columns - left, components
+
+
+def rle_fits(frame: bytes, segment_bytes: int, segments: int) -> bool:
+    """Whether a run-length coded frame (PS3.5 annex G) has so many segments, none of which unfolds to more bytes.
+
+    Decoders unfold a segment whole before they look at its length, and two bytes become 128.
+    """
+    if len(frame) < _RLE_HEADER.size:
+        return False
+    count, *offsets = _RLE_HEADER.unpack_from(frame)
+    if count != segments or count > len(offsets):
+        return False
+    places = [*offsets[:count], len(frame)]
+    limit = segment_bytes + _RLE_PADDING
+    return all(_unfolded(frame[start:end], limit) <= limit for start, end in itertools.pairwise(places))
+
+
+def _unfolded(segment: bytes, limit: int) -> int:
+    """Bytes that a PackBits segment unfolds to; counted no further than just beyond the limit."""
+    at, total, length = 0, 0, len(segment)
+    while at < length and total <= limit:
+        control = segment[at]
+        if control < 128:  # so many bytes and one follow as they are
+            total += control + 1
+            at += control + 2
+        elif control > 128:
+            total += 257 - control
+            at += 2
+        else:
+            at += 1
+    return total

@@ -14,7 +14,7 @@ from pydicom.encaps import get_frame
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
-from inference_worker.adapters.codestream import frame_size
+from inference_worker.adapters.codestream import frame_size, rle_fits
 from inference_worker.adapters.grey import to_grey
 from inference_worker.domain import Fault
 from inference_worker.ports import GreyImage
@@ -102,8 +102,8 @@ class PydicomDecoder:
             log.warning("no frame in the encapsulated pixel data", exc_info=True)
             raise Fault("pixels_undecodable") from error
         if syntax == RLELossless:
-            if len(frame) > 64 + 2 * rows * columns * samples * (_count(ds, "BitsAllocated") // 8):
-                raise Fault("pixels_undecodable")  # longer than any encoder makes it: each run unfolds to 64 times
+            if not rle_fits(frame, rows * columns, samples * (_count(ds, "BitsAllocated") // 8)):
+                raise Fault("pixels_undecodable")
             return
         stated = frame_size(frame)
         if stated is not None and stated[0] * stated[1] > self._max_pixels:
