@@ -183,6 +183,43 @@ def test_voi_lut_sequence() -> None:
     assert rises(decode(saved(ds)))
 
 
+def with_table(
+    syntax: Any, sequence: str, entries: npt.NDArray[np.uint16], bits: int, vr: str = "OW", **elements: Any
+) -> bytes:
+    """A file with a lookup table of 4,096 entries in the byte order of its transfer syntax."""
+    order = "<" if syntax.is_little_endian else ">"
+    item = Dataset()
+    item.LUTDescriptor = [4096, 0, bits]
+    item.add_new("LUTData", vr, entries.astype(f"{order}u2").tobytes() if vr == "OW" else entries.tolist())
+    ds = dataset(RAMP.astype(f"{order}u2"), **elements)
+    setattr(ds, sequence, [item])
+    ds["PixelData"].VR = "OW"
+    ds.file_meta.TransferSyntaxUID = syntax
+    buffer = io.BytesIO()
+    ds.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("vr", ["OW", "US"])
+@pytest.mark.parametrize("sequence", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_a_table_says_the_same_in_every_byte_order(sequence: str, vr: str) -> None:
+    table = (np.linspace(0, 1, 4096) ** 3 * 65535)[::-1].astype(np.uint16)
+    window = {"WindowCenter": 32768, "WindowWidth": 65536}
+    expected = table[RAMP] / 257
+    for syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian):
+        picture = decode(with_table(syntax, sequence, table, 16, vr, **window))
+        assert np.abs(picture - expected).max() <= 1
+
+
+@pytest.mark.parametrize("vr", ["OW", "US"])
+@pytest.mark.parametrize("sequence", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_a_table_of_bytes_has_two_to_a_word(sequence: str, vr: str) -> None:
+    table = (np.linspace(0, 1, 4096) ** 3 * 255)[::-1].astype(np.uint8)
+    for syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian):
+        picture = decode(with_table(syntax, sequence, table.view("<u2"), 8, vr, WindowCenter=128, WindowWidth=256))
+        assert np.abs(picture.astype(int) - table[RAMP]).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("center", "width"), [(90_000, 10), (-5000, 100), (2048, 0), (2048, -1), ("", ""), ([2048, 99], [4096, 9])]
 )

@@ -31,7 +31,7 @@ def to_grey(stored: npt.NDArray[Any], ds: Dataset) -> GreyImage:
         return _stretched(_shrunk(_luminance(stored)), None)
     values = _shrunk(stored)
     padding = _padding(values, ds)
-    modality = _table(ds.get("ModalityLUTSequence"))
+    modality = _table(ds, "ModalityLUTSequence")
     if modality is not None:
         first, entries, _ = modality
         values = entries[_places(values, first, entries)]
@@ -84,7 +84,7 @@ def _padding(values: Floats, ds: Dataset) -> npt.NDArray[np.bool_] | None:
 
 def _voi(values: Floats, ds: Dataset) -> Floats | None:
     """Values in 0..255 by the first VOI LUT, else the first window; None without one that can be applied."""
-    table = _table(ds.get("VOILUTSequence"))
+    table = _table(ds, "VOILUTSequence")
     if table is None:
         return _window(values, ds)
     first, entries, bits = table
@@ -92,14 +92,17 @@ def _voi(values: Floats, ds: Dataset) -> Floats | None:
     return mapped.clip(0.0, 255.0)
 
 
-def _table(sequence: Any) -> tuple[int, Floats, int] | None:
+def _table(ds: Dataset, sequence: str) -> tuple[int, Floats, int] | None:
     """First input value, entries and bits of a lookup table (C.11.1.1.1); None for one that is malformed."""
     try:
-        item = sequence[0]
-        _, first, bits = (int(value) for value in item.LUTDescriptor)
-        data = item.LUTData
-        words = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data)
-        entries: Floats = words.astype(np.float32)
+        item = ds[sequence].value[0]
+        count, first, bits = (int(value) for value in item.LUTDescriptor)
+        data, order = item.LUTData, "<" if ds.file_meta.TransferSyntaxUID.is_little_endian else ">"
+        words = np.frombuffer(data, f"{order}u2") if isinstance(data, bytes) else np.asarray(data)
+        count = count % 65536 or 65536
+        if bits == 8 and words.size == (count + 1) // 2:  # two to a word, the first in the low byte
+            words = words.astype("<u2").view(np.uint8)
+        entries: Floats = words[:count].astype(np.float32)
     except (TypeError, ValueError, IndexError, AttributeError, KeyError):
         return None
     return (first, entries, bits) if entries.size and 1 <= bits <= 16 else None
