@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import resource
+import threading
 import zlib
 from typing import Any
 
@@ -254,6 +255,28 @@ def test_more_pixels_than_any_model_looks_at_are_averaged() -> None:
     assert picture.shape == (2000, 2500)
     assert picture[0, 0] < 5
     assert picture[0, -1] > 250
+
+
+def test_who_waits_too_long_for_a_turn_is_told_so() -> None:
+    inside, let_go = threading.Event(), threading.Event()
+
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            inside.set()
+            let_go.wait(10)
+            return super().read(size)
+
+    single = PydicomDecoder(max_pixels=4_000_000, max_bytes=64 * 2**20, parallel=1)
+    data = saved(dataset())
+    other = threading.Thread(target=single.decode, args=(Slow(data),))
+    other.start()
+    assert inside.wait(10)
+    for timeout in (0.01, 0.0, -1.0):
+        with pytest.raises(Fault, match="deadline_exceeded"):
+            single.decode(io.BytesIO(data), timeout)
+    let_go.set()
+    other.join(10)
+    assert rises(single.decode(io.BytesIO(data), 10.0))
 
 
 # --- what cannot be read ---------------------------------------------------------------------------------------

@@ -41,9 +41,11 @@ class PydicomDecoder:
         self._max_bytes = max_bytes
         self._turn = threading.BoundedSemaphore(parallel)
 
-    def decode(self, file: IO[bytes]) -> GreyImage:
-        """Rows x columns, 8 bits. Raises `Fault`."""
-        with self._turn:
+    def decode(self, file: IO[bytes], timeout_s: float | None = None) -> GreyImage:
+        """Rows x columns, 8 bits. Raises `Fault`: `deadline_exceeded` when the others took longer than `timeout_s`."""
+        if not self._turn.acquire(timeout=None if timeout_s is None else max(0.0, timeout_s)):
+            raise Fault("deadline_exceeded")
+        try:
             ds = self._read(file)
             self._check(ds)
             try:
@@ -52,6 +54,8 @@ class PydicomDecoder:
                 # Decoders raise whatever they like; the place is logged, the text might quote the data.
                 log.warning("pixels undecodable", exc_info=True)
                 raise Fault("pixels_undecodable") from error
+        finally:
+            self._turn.release()
 
     def _read(self, file: IO[bytes]) -> Dataset:
         try:
