@@ -154,6 +154,25 @@ def test_signed_values_and_rescale() -> None:
     assert rises(decode(saved(ds)))
 
 
+@pytest.mark.parametrize("compressed", [False, True], ids=["native", "RLE"])
+@pytest.mark.parametrize("elements", [{}, {"WindowCenter": 2048, "WindowWidth": 4096}], ids=["no window", "window"])
+def test_stored_values_in_the_high_bits(elements: dict[str, Any], compressed: bool) -> None:
+    noise = np.arange(COLUMNS, dtype=np.uint16) % 16  # an overlay, say
+    signed = ((RAMP.astype(np.int32) - 2048) << 4).astype(np.int16)
+    around_zero = elements and elements | {"WindowCenter": 0}
+    for ds in (
+        dataset(RAMP << 4, 12, **{"HighBit": 15} | elements),
+        dataset(RAMP << 4 | noise, 12, **{"HighBit": 15} | elements),
+        dataset(RAMP << 2 | noise % 4, 12, **{"HighBit": 13} | elements),
+        dataset(signed, 12, **{"HighBit": 15} | around_zero),
+        dataset(RAMP, 12, **{"HighBit": 15} | elements),  # a header that is wrong
+        dataset(signed >> 4, 12, **{"HighBit": 15} | around_zero),
+    ):
+        if compressed:
+            ds.compress(RLELossless, generate_instance_uid=False)
+        assert rises(decode(saved(ds)))
+
+
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT"])
 def test_window_clips(function: str) -> None:
     picture = decode(saved(dataset(WindowCenter=2048, WindowWidth=1024, VOILUTFunction=function)))

@@ -6,8 +6,9 @@ import logging
 import struct
 import threading
 import zlib
-from typing import IO
+from typing import IO, Any
 
+import numpy.typing as npt
 from pydicom import config, dcmread
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
@@ -49,7 +50,7 @@ class PydicomDecoder:
             ds = self._read(file)
             self._check(ds)
             try:
-                return to_grey(pixel_array(ds, index=0), ds)
+                return to_grey(_stored(ds), ds)
             except Exception as error:
                 # Decoders raise whatever they like; the place is logged, the text might quote the data.
                 log.warning("pixels undecodable", exc_info=True)
@@ -114,6 +115,22 @@ class PydicomDecoder:
             raise Fault("image_too_large")
         if stated != (rows, columns, samples):
             raise Fault("pixels_undecodable")
+
+
+def _stored(ds: Dataset) -> npt.NDArray[Any]:
+    """The stored values of the one frame, rows x columns or rows x columns x 3.
+
+    The parser takes the lowest bits for them. The High Bit may say that they lie higher, as it was once allowed
+    (PS3.5 8.1.1): believed only where something lies there.
+    """
+    stored, high = _count(ds, "BitsStored"), _count(ds, "HighBit")
+    syntax = ds.file_meta.TransferSyntaxUID
+    if not 0 < stored <= high < _count(ds, "BitsAllocated") or (syntax.is_encapsulated and syntax != RLELossless):
+        return pixel_array(ds, index=0)
+    values = pixel_array(ds, index=0, bits_stored=high + 1)
+    signed = _count(ds, "PixelRepresentation") == 1
+    low, above = (-(1 << stored - 1), 1 << stored - 1) if signed else (0, 1 << stored)
+    return pixel_array(ds, index=0) if low <= values.min() and values.max() < above else values >> (high + 1 - stored)
 
 
 def _count(ds: Dataset, keyword: str, default: int = 0) -> int:
