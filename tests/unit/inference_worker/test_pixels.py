@@ -252,6 +252,42 @@ def test_eight_bits_without_a_window_stay_as_they_are() -> None:
     assert (decode(saved(dataset(eight, 8))) == eight).all()
 
 
+def test_eight_bits_that_mean_other_values_are_stretched() -> None:
+    eight = (RAMP >> 4).astype(np.uint8)
+    assert rises(decode(saved(dataset(eight, 8, RescaleSlope=16, RescaleIntercept=0))))
+    assert rises(decode(saved(dataset((eight.astype(np.int16) - 128).astype(np.int8), 8))))
+    item = Dataset()
+    item.LUTDescriptor = [256, 0, 16]
+    item.add_new("LUTData", "OW", np.linspace(0, 65535, 256).astype("<u2").tobytes())
+    assert rises(decode(saved(dataset(eight, 8, ModalityLUTSequence=[item]))))
+
+
+def test_a_window_that_shows_nothing_but_the_padding_is_not_believed() -> None:
+    padded = RAMP // 4 + 1000
+    padded[:, :8] = 65535
+    picture = decode(saved(dataset(padded, 16, PixelPaddingValue=65535, WindowCenter=50_000, WindowWidth=100)))
+    assert (picture[:, :8] == 0).all()
+    assert picture[:, 9].max() < 20
+    assert picture[:, -1].min() > 245
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian], ids=lambda s: s.name)
+@pytest.mark.parametrize("signed", [False, True], ids=["by rescale", "stored"])
+def test_a_table_that_begins_below_nothing(signed: bool, syntax: Any) -> None:
+    table = (np.linspace(0, 1, 4096) ** 3 * 4095).astype(np.uint16)
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [4096, 65536 - 2048, 12])  # -2048, as implicit VR writes it
+    item.add_new("LUTData", "OW", table.astype("<u2").tobytes())
+    stored = (RAMP.astype(np.int32) - 2048).astype(np.int16) if signed else RAMP
+    rescale = {"RescaleSlope": 1, "RescaleIntercept": 0 if signed else -2048}
+    picture = decode(saved(dataset(stored, 16, VOILUTSequence=[item], **rescale), syntax))
+    assert np.abs(picture - table[RAMP] / 4095 * 255).max() <= 1
+    if signed:
+        window = {"WindowCenter": 2048, "WindowWidth": 4096}
+        picture = decode(saved(dataset(stored, 16, ModalityLUTSequence=[item], **window), syntax))
+        assert np.abs(picture - table[RAMP] / 4095 * 255).max() <= 1
+
+
 def test_padding_is_black_and_does_not_stretch_the_scale() -> None:
     padded = RAMP.astype(np.uint16) // 4 + 1000
     padded[:, :8] = 65535

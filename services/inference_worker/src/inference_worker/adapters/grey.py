@@ -40,9 +40,9 @@ def to_grey(stored: npt.NDArray[Any], ds: Dataset) -> GreyImage:
         if slope not in (0.0, 1.0) or intercept != 0.0:
             values = values * np.float32(slope or 1.0) + np.float32(intercept)
     picture = _voi(values, ds)
-    if picture is None or float(picture.max() - picture.min()) < _FLAT:
-        bits = int(ds.get("BitsStored") or 16)
-        picture = values.clip(0, 255) if bits == 8 and values.max() > 1 and padding is None else None
+    if picture is None or float(np.ptp(picture if padding is None else picture[~padding])) < _FLAT:
+        eight_bits = int(ds.get("BitsStored") or 16) == 8 and values.min() >= 0 and 1 < values.max() <= 255
+        picture = values if eight_bits and padding is None else None
     grey = np.rint(picture).astype(np.uint8) if picture is not None else _stretched(values, padding)
     if photometric == "MONOCHROME1":
         grey = np.uint8(255) - grey
@@ -110,6 +110,8 @@ def _table(ds: Dataset, sequence: str) -> tuple[int, Floats, int] | None:
 
 def _places(values: Floats, first: int, entries: Floats) -> npt.NDArray[np.int64]:
     """Indices into the table: what lies before it takes its first entry, what lies behind it the last."""
+    if first >= 2**15 and values.max() < first:  # meant signed: implicit VR tells by the sign of the stored values
+        first -= 2**16
     places: npt.NDArray[np.int64] = np.rint(values - np.float32(first)).clip(0, entries.size - 1).astype(np.int64)
     return places
 
