@@ -303,6 +303,20 @@ def test_a_flat_image_and_a_huge_range() -> None:
     assert decode(saved(dataset(RescaleSlope="1e30", RescaleIntercept="nan"))).shape == (ROWS, COLUMNS)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_no_numbers_make_no_picture(bad: float) -> None:
+    ds = dataset()
+    for name in ("PixelData", "BitsStored", "HighBit", "PixelRepresentation"):
+        del ds[name]
+    ds.BitsAllocated = 32
+    values = RAMP.astype("<f4")
+    ds.FloatPixelData = values.tobytes()
+    assert rises(decode(saved(ds)))
+    values[0, 0] = bad
+    ds.FloatPixelData = values.tobytes()
+    assert code_of(saved(ds)) == "pixels_undecodable"
+
+
 def test_more_pixels_than_any_model_looks_at_are_averaged() -> None:
     wide = PydicomDecoder(max_pixels=64_000_000, max_bytes=2**28, parallel=1)
     big = np.tile(np.linspace(0, 4095, 5000).astype(np.uint16), (4000, 1))

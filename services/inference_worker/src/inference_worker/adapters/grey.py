@@ -23,7 +23,10 @@ _WORK_PIXELS = 12_000_000
 
 
 def to_grey(stored: npt.NDArray[Any], ds: Dataset) -> GreyImage:
-    """One decoded frame, rows x columns or rows x columns x 3 (RGB), as 8-bit grey."""
+    """One decoded frame, rows x columns or rows x columns x 3 (RGB), as 8-bit grey.
+
+    Raises `ValueError` for values that are no numbers.
+    """
     photometric = str(ds.get("PhotometricInterpretation", "MONOCHROME2")).strip().upper()
     if photometric == "PALETTE COLOR":
         stored = apply_color_lut(stored, ds)
@@ -39,6 +42,8 @@ def to_grey(stored: npt.NDArray[Any], ds: Dataset) -> GreyImage:
         slope, intercept = _number(ds.get("RescaleSlope"), 1.0), _number(ds.get("RescaleIntercept"), 0.0)
         if slope not in (0.0, 1.0) or intercept != 0.0:
             values = values * np.float32(slope or 1.0) + np.float32(intercept)
+    if not np.isfinite(values).all():  # one of them would make the whole picture black
+        raise ValueError("values that are no numbers")
     picture = _voi(values, ds)
     if picture is None or float(np.ptp(picture if padding is None else picture[~padding])) < _FLAT:
         eight_bits = int(ds.get("BitsStored") or 16) == 8 and values.min() >= 0 and 1 < values.max() <= 255
