@@ -253,10 +253,7 @@ def test_an_extended_offset_table_shows_the_decoder_no_other_frame() -> None:
     at = len(frame) + len(frame) % 2 + 8
     ds.ExtendedOffsetTable = struct.pack("<Q", at)
     ds.ExtendedOffsetTableLengths = struct.pack("<Q", len(huge))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with contextlib.suppress(Fault):
-        assert rises(decode(saved(ds, JPEGBaseline8Bit)), tolerance=6)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kilobytes
+    assert rises(decode(saved(ds, JPEGBaseline8Bit)), tolerance=6)
 
 
 def run_lengths(*segments: bytes) -> bytes:
