@@ -22,6 +22,7 @@ from pydicom.uid import (
     HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
     JPEGLosslessSV1,
     JPEGLSLossless,
     JPEGLSNearLossless,
@@ -29,7 +30,7 @@ from pydicom.uid import (
 )
 
 from inference_worker.domain import Fault
-from unit.inference_worker.test_pixels import COLUMNS, RAMP, ROWS, code_of, dataset, decode, rises, saved
+from unit.inference_worker.test_pixels import COLUMNS, RAMP, ROWS, code_of, dataset, decode, jpeg, rises, saved
 
 pytestmark = pytest.mark.filterwarnings("ignore:::pydicom")
 
@@ -168,10 +169,123 @@ def test_a_frame_that_claims_to_be_huge_allocates_nothing(syntax: Any, marker: b
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kilobytes
 
 
-def test_a_run_length_bomb_is_refused_by_its_length() -> None:
+JUNK = {
+    "a stray byte": b"\0",
+    "stray bytes": b"\x12\x34\x56",
+    "fill bytes": b"\xff\xff",
+    "TEM": b"\xff\x01",
+    "a restart marker": b"\xff\xd3",
+    "a stuffed zero": b"\xff\0",
+    "a reserved marker": b"\xff\x02",
+}
+
+
+@pytest.mark.parametrize("junk", list(JUNK.values()), ids=list(JUNK))
+def test_what_decoders_pass_over_hides_no_size(junk: bytes) -> None:
+    frame = jpeg(EIGHT)
+    for start in (b"\xff\xd8", b"\xff\xdb", b"\xff\xc0"):  # behind SOI; before the tables; before the frame header
+        at = frame.index(start) + 2 * (start == b"\xff\xd8")
+        ds, with_junk = dataset(EIGHT, 8), bytearray(frame[:at] + junk + frame[at:])
+        ds.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+        assert rises(decode(rebuilt(ds, with_junk)), tolerance=6)
+        size = with_junk.index(b"\xff\xc0") + 5
+        with_junk[size : size + 4] = struct.pack(">HH", 9_000, 9_000)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert code_of(rebuilt(ds, with_junk)) == "image_too_large"
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kilobytes
+
+
+def refused_undecoded(monkeypatch: pytest.MonkeyPatch, data: bytes) -> bool:
+    """Whether the pixels are refused before any decoder sees them."""
+    with monkeypatch.context() as patch:
+        patch.setattr("inference_worker.adapters.pixels.pixel_array", lambda *_, **__: pytest.fail("was decoded"))
+        return code_of(data) == "pixels_undecodable"
+
+
+def test_a_jpeg_without_a_size_of_its_own_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = jpeg(EIGHT)
+    header = frame.index(b"\xff\xc0")
+    sof = frame[header : header + 13]
+    ds = dataset(EIGHT, 8)
+    ds.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    for other in (
+        frame[:header] + b"\xff\xde" + sof[2:] + frame[header:],  # hierarchical: each frame has another size
+        frame[:header] + sof + frame[header:],  # two frame headers
+        frame[:2] + frame,  # an image that begins twice
+        frame[:header] + frame[header + 13 :],  # none
+        frame[2:],
+    ):
+        assert refused_undecoded(monkeypatch, rebuilt(ds, other))
+
+
+def box(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(content), kind) + content
+
+
+def jp2(codestream: bytes, before: bytes = b"", header: bytes = b"") -> bytes:
+    """A codestream in the file format that some writers leave around it."""
+    size = box(b"ihdr", struct.pack(">IIHBBBB", ROWS, COLUMNS, 1, 15, 7, 0, 0))
+    size += box(b"colr", struct.pack(">BBBI", 1, 0, 0, 17)) + header
+    start = box(b"jP  ", b"\r\n\x87\n") + box(b"ftyp", b"jp2 \0\0\0\0jp2 ")
+    return start + before + box(b"jp2h", size) + box(b"jp2c", codestream)
+
+
+def test_jpeg_2000_in_a_file_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    ds, frame = compressed(JPEG2000Lossless)
+    assert rises(decode(rebuilt(ds, jp2(bytes(frame)))))
+    huge = bytearray(frame)
+    huge[8:16] = struct.pack(">II", 60_000, 60_000)
+    assert code_of(rebuilt(ds, jp2(bytes(huge), before=box(b"xml ", bytes(frame))))) == "image_too_large"
+    palette = box(b"pclr", struct.pack(">HB", 1, 255) + b"\7" * 255 + b"\0" * 255)
+    assert refused_undecoded(monkeypatch, rebuilt(ds, jp2(bytes(frame), header=palette)))
+    endless = jp2(bytes(frame), before=b"\0\0\0\0free")  # a parser that goes on by this length never ends
+    assert refused_undecoded(monkeypatch, rebuilt(ds, endless))
+    for end in (0, 4, 12, 41):
+        assert refused_undecoded(monkeypatch, rebuilt(ds, frame[:end] or b"\0\0"))
+
+
+def test_an_extended_offset_table_shows_the_decoder_no_other_frame() -> None:
+    frame, ds = jpeg(EIGHT), dataset(EIGHT, 8)
+    huge = bytearray(frame)
+    size = huge.index(b"\xff\xc0") + 5
+    huge[size : size + 4] = struct.pack(">HH", 3_000, 3_000)
+    ds.PixelData = encapsulate([frame, bytes(huge)], has_bot=False)
+    at = len(frame) + len(frame) % 2 + 8
+    ds.ExtendedOffsetTable = struct.pack("<Q", at)
+    ds.ExtendedOffsetTableLengths = struct.pack("<Q", len(huge))
+    assert rises(decode(saved(ds, JPEGBaseline8Bit)), tolerance=6)
+
+
+def run_lengths(*segments: bytes) -> bytes:
+    """A frame of such segments (PS3.5 annex G)."""
+    offsets = itertools.accumulate(map(len, segments[:-1]), initial=64)
+    return struct.pack("<I", len(segments)) + struct.pack("<15I", *[*offsets, *[0] * 15][:15]) + b"".join(segments)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        run_lengths(b"\x81\0" * (ROWS * COLUMNS), b"\x81\0" * (ROWS * COLUMNS)),
+        run_lengths(b"\x81\0" * (ROWS * COLUMNS // 128), b"\x81\0" * (3 * ROWS * COLUMNS // 2)),
+        run_lengths(b"\x81\0" * (ROWS * COLUMNS // 128)),
+        run_lengths(*[b"\x81\0" * (ROWS * COLUMNS // 128)] * 15),
+        b"\x02",
+    ],
+    ids=["all of it", "the last segment", "a segment short", "segments too many", "no header"],
+)
+def test_a_run_length_bomb_is_not_unfolded(monkeypatch: pytest.MonkeyPatch, frame: bytes) -> None:
+    ds, _ = compressed(RLELossless)
+    assert refused_undecoded(monkeypatch, rebuilt(ds, frame))
+
+
+def test_run_lengths_that_end_late() -> None:
+    """Padding, a last run longer than the picture, and the command that does nothing, as poor writers leave them."""
     ds, frame = compressed(RLELossless)
-    bomb = bytes(frame[:64]) + b"\x81\x00" * (4 * ROWS * COLUMNS)
-    assert code_of(rebuilt(ds, bomb)) == "pixels_undecodable"
+    first, second = struct.unpack_from("<II", frame, 4)
+    high, low = bytes(frame[first:second]), bytes(frame[second:])
+    assert rises(decode(rebuilt(ds, run_lengths(b"\x80" + high + b"\x81\7", low + b"\0" * 500))))
+    singly = b"".join(bytes((0, byte)) for byte in (RAMP & 255).astype(np.uint8).tobytes())
+    assert rises(decode(rebuilt(ds, run_lengths(high, singly))))
 
 
 def test_a_frame_of_another_compression_than_the_header_says() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import resource
+import threading
 import zlib
 from typing import Any
 
@@ -153,6 +154,25 @@ def test_signed_values_and_rescale() -> None:
     assert rises(decode(saved(ds)))
 
 
+@pytest.mark.parametrize("compressed", [False, True], ids=["native", "RLE"])
+@pytest.mark.parametrize("elements", [{}, {"WindowCenter": 2048, "WindowWidth": 4096}], ids=["no window", "window"])
+def test_stored_values_in_the_high_bits(elements: dict[str, Any], compressed: bool) -> None:
+    noise = np.arange(COLUMNS, dtype=np.uint16) % 16  # an overlay, say
+    signed = ((RAMP.astype(np.int32) - 2048) << 4).astype(np.int16)
+    around_zero = elements and elements | {"WindowCenter": 0}
+    for ds in (
+        dataset(RAMP << 4, 12, **{"HighBit": 15} | elements),
+        dataset(RAMP << 4 | noise, 12, **{"HighBit": 15} | elements),
+        dataset(RAMP << 2 | noise % 4, 12, **{"HighBit": 13} | elements),
+        dataset(signed, 12, **{"HighBit": 15} | around_zero),
+        dataset(RAMP, 12, **{"HighBit": 15} | elements),  # a header that is wrong
+        dataset(signed >> 4, 12, **{"HighBit": 15} | around_zero),
+    ):
+        if compressed:
+            ds.compress(RLELossless, generate_instance_uid=False)
+        assert rises(decode(saved(ds)))
+
+
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT"])
 def test_window_clips(function: str) -> None:
     picture = decode(saved(dataset(WindowCenter=2048, WindowWidth=1024, VOILUTFunction=function)))
@@ -183,6 +203,43 @@ def test_voi_lut_sequence() -> None:
     assert rises(decode(saved(ds)))
 
 
+def with_table(
+    syntax: Any, sequence: str, entries: npt.NDArray[np.uint16], bits: int, vr: str = "OW", **elements: Any
+) -> bytes:
+    """A file with a lookup table of 4,096 entries in the byte order of its transfer syntax."""
+    order = "<" if syntax.is_little_endian else ">"
+    item = Dataset()
+    item.LUTDescriptor = [4096, 0, bits]
+    item.add_new("LUTData", vr, entries.astype(f"{order}u2").tobytes() if vr == "OW" else entries.tolist())
+    ds = dataset(RAMP.astype(f"{order}u2"), **elements)
+    setattr(ds, sequence, [item])
+    ds["PixelData"].VR = "OW"
+    ds.file_meta.TransferSyntaxUID = syntax
+    buffer = io.BytesIO()
+    ds.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("vr", ["OW", "US"])
+@pytest.mark.parametrize("sequence", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_a_table_says_the_same_in_every_byte_order(sequence: str, vr: str) -> None:
+    table = (np.linspace(0, 1, 4096) ** 3 * 65535)[::-1].astype(np.uint16)
+    window = {"WindowCenter": 32768, "WindowWidth": 65536}
+    expected = table[RAMP] / 257
+    for syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian):
+        picture = decode(with_table(syntax, sequence, table, 16, vr, **window))
+        assert np.abs(picture - expected).max() <= 1
+
+
+@pytest.mark.parametrize("vr", ["OW", "US"])
+@pytest.mark.parametrize("sequence", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_a_table_of_bytes_has_two_to_a_word(sequence: str, vr: str) -> None:
+    table = (np.linspace(0, 1, 4096) ** 3 * 255)[::-1].astype(np.uint8)
+    for syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian):
+        picture = decode(with_table(syntax, sequence, table.view("<u2"), 8, vr, WindowCenter=128, WindowWidth=256))
+        assert np.abs(picture.astype(int) - table[RAMP]).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("center", "width"), [(90_000, 10), (-5000, 100), (2048, 0), (2048, -1), ("", ""), ([2048, 99], [4096, 9])]
 )
@@ -193,6 +250,42 @@ def test_a_window_that_leaves_nothing_is_not_believed(center: Any, width: Any) -
 def test_eight_bits_without_a_window_stay_as_they_are() -> None:
     eight = np.clip(RAMP >> 4, 40, 200).astype(np.uint8)
     assert (decode(saved(dataset(eight, 8))) == eight).all()
+
+
+def test_eight_bits_that_mean_other_values_are_stretched() -> None:
+    eight = (RAMP >> 4).astype(np.uint8)
+    assert rises(decode(saved(dataset(eight, 8, RescaleSlope=16, RescaleIntercept=0))))
+    assert rises(decode(saved(dataset((eight.astype(np.int16) - 128).astype(np.int8), 8))))
+    item = Dataset()
+    item.LUTDescriptor = [256, 0, 16]
+    item.add_new("LUTData", "OW", np.linspace(0, 65535, 256).astype("<u2").tobytes())
+    assert rises(decode(saved(dataset(eight, 8, ModalityLUTSequence=[item]))))
+
+
+def test_a_window_that_shows_nothing_but_the_padding_is_not_believed() -> None:
+    padded = RAMP // 4 + 1000
+    padded[:, :8] = 65535
+    picture = decode(saved(dataset(padded, 16, PixelPaddingValue=65535, WindowCenter=50_000, WindowWidth=100)))
+    assert (picture[:, :8] == 0).all()
+    assert picture[:, 9].max() < 20
+    assert picture[:, -1].min() > 245
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian], ids=lambda s: s.name)
+@pytest.mark.parametrize("signed", [False, True], ids=["by rescale", "stored"])
+def test_a_table_that_begins_below_nothing(signed: bool, syntax: Any) -> None:
+    table = (np.linspace(0, 1, 4096) ** 3 * 4095).astype(np.uint16)
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [4096, 65536 - 2048, 12])  # -2048, as implicit VR writes it
+    item.add_new("LUTData", "OW", table.astype("<u2").tobytes())
+    stored = (RAMP.astype(np.int32) - 2048).astype(np.int16) if signed else RAMP
+    rescale = {"RescaleSlope": 1, "RescaleIntercept": 0 if signed else -2048}
+    picture = decode(saved(dataset(stored, 16, VOILUTSequence=[item], **rescale), syntax))
+    assert np.abs(picture - table[RAMP] / 4095 * 255).max() <= 1
+    if signed:
+        window = {"WindowCenter": 2048, "WindowWidth": 4096}
+        picture = decode(saved(dataset(stored, 16, ModalityLUTSequence=[item], **window), syntax))
+        assert np.abs(picture - table[RAMP] / 4095 * 255).max() <= 1
 
 
 def test_padding_is_black_and_does_not_stretch_the_scale() -> None:
@@ -210,6 +303,20 @@ def test_a_flat_image_and_a_huge_range() -> None:
     assert decode(saved(dataset(RescaleSlope="1e30", RescaleIntercept="nan"))).shape == (ROWS, COLUMNS)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_no_numbers_make_no_picture(bad: float) -> None:
+    ds = dataset()
+    for name in ("PixelData", "BitsStored", "HighBit", "PixelRepresentation"):
+        del ds[name]
+    ds.BitsAllocated = 32
+    values = RAMP.astype("<f4")
+    ds.FloatPixelData = values.tobytes()
+    assert rises(decode(saved(ds)))
+    values[0, 0] = bad
+    ds.FloatPixelData = values.tobytes()
+    assert code_of(saved(ds)) == "pixels_undecodable"
+
+
 def test_more_pixels_than_any_model_looks_at_are_averaged() -> None:
     wide = PydicomDecoder(max_pixels=64_000_000, max_bytes=2**28, parallel=1)
     big = np.tile(np.linspace(0, 4095, 5000).astype(np.uint16), (4000, 1))
@@ -217,6 +324,28 @@ def test_more_pixels_than_any_model_looks_at_are_averaged() -> None:
     assert picture.shape == (2000, 2500)
     assert picture[0, 0] < 5
     assert picture[0, -1] > 250
+
+
+def test_who_waits_too_long_for_a_turn_is_told_so() -> None:
+    inside, let_go = threading.Event(), threading.Event()
+
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            inside.set()
+            let_go.wait(10)
+            return super().read(size)
+
+    single = PydicomDecoder(max_pixels=4_000_000, max_bytes=64 * 2**20, parallel=1)
+    data = saved(dataset())
+    other = threading.Thread(target=single.decode, args=(Slow(data),))
+    other.start()
+    assert inside.wait(10)
+    for timeout in (0.01, 0.0, -1.0):
+        with pytest.raises(Fault, match="deadline_exceeded"):
+            single.decode(io.BytesIO(data), timeout)
+    let_go.set()
+    other.join(10)
+    assert rises(single.decode(io.BytesIO(data), 10.0))
 
 
 # --- what cannot be read ---------------------------------------------------------------------------------------

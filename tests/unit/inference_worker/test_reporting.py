@@ -55,6 +55,8 @@ class World:
         self.bus_away_for = 0
         self.model: Callable[[Sequence[GreyImage], float], Draft] = lambda images, timeout: DRAFT
         self.frontal = True
+        self.decode_s = 0.0
+        self.decode_timeouts: list[float | None] = []
         self.ended: list[int] = []
         self.watchdog = Watchdog(180, lambda: 0.0, self.clock, self.ended.append)
         self.reporter = Reporter(
@@ -73,7 +75,9 @@ class World:
     def close(self) -> None:
         pass
 
-    def decode(self, file: Any) -> GreyImage:
+    def decode(self, file: Any, timeout_s: float | None = None) -> GreyImage:
+        self.decode_timeouts.append(timeout_s)
+        self.clock.advance(self.decode_s)
         if file.read() == b"bad":
             raise Fault("pixels_undecodable")
         return np.zeros((4, 4), np.uint8)
@@ -202,6 +206,15 @@ def test_the_model_gets_what_is_left_of_the_time(world: World) -> None:
     assert world.run() == "failed"
     assert 100 < left[0] < 120
     assert world.published[-1].data["error_code"] == "deadline_exceeded"
+
+
+def test_no_image_is_begun_behind_the_deadline(world: World) -> None:
+    image = dict(world.task().data["images"][0])
+    world.decode_s = 70.0
+    world.task(request={"images": [image] * 5})
+    assert world.run() == "failed"
+    assert world.published[-1].data["error_code"] == "deadline_exceeded"
+    assert world.decode_timeouts == [120.0, 50.0]
 
 
 def test_a_bus_that_stays_away_sends_the_task_back(world: World) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -119,7 +120,7 @@ class Reporter:
         begun = self._clock.monotonic()
         if request.get("model_version", ANY_VERSION) not in (ANY_VERSION, self._model.model_version):
             raise Fault("wrong_model_version")
-        images = [self._patiently(lambda image=image: self._image(image), deadline) for image in request["images"]]  # type: ignore[misc]  # mypy does not infer lambdas with a default
+        images = [self._patiently(partial(self._image, image, deadline), deadline) for image in request["images"]]
         if IN_DOUBT.intersection(request.get("assumed", ())) and not self._looks_frontal(images[0]):
             raise Fault("not_a_frontal_chest")
         decoded = self._clock.monotonic()
@@ -131,14 +132,16 @@ class Reporter:
         SECONDS.labels(part="generate").observe(timings.generate_s)
         return generated_data(request, draft, timings, self._model.model_id, self._model.model_version)
 
-    def _image(self, image: Mapping[str, Any]) -> GreyImage:
+    def _image(self, image: Mapping[str, Any], deadline: float) -> GreyImage:
+        if self._clock.monotonic() >= deadline:
+            raise Fault("deadline_exceeded")
         try:
             data = self._read(image["object_ref"])
         except ObjectNotFound as error:
             raise Fault("object_missing") from error
         if hashlib.sha256(data).hexdigest() != image["sha256"]:
             raise Fault("object_corrupt")
-        return self._decoder.decode(io.BytesIO(data))
+        return self._decoder.decode(io.BytesIO(data), deadline - self._clock.monotonic())
 
     def _read(self, key: str) -> bytes:
         """An object whole, up to the limit. Raises `ObjectNotFound`, `TransientError`, `Fault`."""

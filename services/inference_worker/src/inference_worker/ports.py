@@ -42,6 +42,6 @@ class ReportModel(Protocol):
 class PixelDecoder(Protocol):
     """Makes the picture that a reader would see."""
 
-    def decode(self, file: IO[bytes]) -> GreyImage:
-        """Raises `Fault`."""
+    def decode(self, file: IO[bytes], timeout_s: float | None = None) -> GreyImage:
+        """The picture; begun within `timeout_s` or not at all (`Fault` with `deadline_exceeded`). Raises `Fault`."""
         ...

@@ -23,7 +23,10 @@ _WORK_PIXELS = 12_000_000
 
 
 def to_grey(stored: npt.NDArray[Any], ds: Dataset) -> GreyImage:
-    """One decoded frame, rows x columns or rows x columns x 3 (RGB), as 8-bit grey."""
+    """One decoded frame, rows x columns or rows x columns x 3 (RGB), as 8-bit grey.
+
+    Raises `ValueError` for values that are no numbers.
+    """
     photometric = str(ds.get("PhotometricInterpretation", "MONOCHROME2")).strip().upper()
     if photometric == "PALETTE COLOR":
         stored = apply_color_lut(stored, ds)
@@ -31,7 +34,7 @@ def to_grey(stored: npt.NDArray[Any], ds: Dataset) -> GreyImage:
         return _stretched(_shrunk(_luminance(stored)), None)
     values = _shrunk(stored)
     padding = _padding(values, ds)
-    modality = _table(ds.get("ModalityLUTSequence"))
+    modality = _table(ds, "ModalityLUTSequence")
     if modality is not None:
         first, entries, _ = modality
         values = entries[_places(values, first, entries)]
@@ -39,10 +42,12 @@ def to_grey(stored: npt.NDArray[Any], ds: Dataset) -> GreyImage:
         slope, intercept = _number(ds.get("RescaleSlope"), 1.0), _number(ds.get("RescaleIntercept"), 0.0)
         if slope not in (0.0, 1.0) or intercept != 0.0:
             values = values * np.float32(slope or 1.0) + np.float32(intercept)
+    if not np.isfinite(values).all():  # one of them would make the whole picture black
+        raise ValueError("values that are no numbers")
     picture = _voi(values, ds)
-    if picture is None or float(picture.max() - picture.min()) < _FLAT:
-        bits = int(ds.get("BitsStored") or 16)
-        picture = values.clip(0, 255) if bits == 8 and values.max() > 1 and padding is None else None
+    if picture is None or float(np.ptp(picture if padding is None else picture[~padding])) < _FLAT:
+        eight_bits = int(ds.get("BitsStored") or 16) == 8 and values.min() >= 0 and 1 < values.max() <= 255
+        picture = values if eight_bits and padding is None else None
     grey = np.rint(picture).astype(np.uint8) if picture is not None else _stretched(values, padding)
     if photometric == "MONOCHROME1":
         grey = np.uint8(255) - grey
@@ -84,7 +89,7 @@ def _padding(values: Floats, ds: Dataset) -> npt.NDArray[np.bool_] | None:
 
 def _voi(values: Floats, ds: Dataset) -> Floats | None:
     """Values in 0..255 by the first VOI LUT, else the first window; None without one that can be applied."""
-    table = _table(ds.get("VOILUTSequence"))
+    table = _table(ds, "VOILUTSequence")
     if table is None:
         return _window(values, ds)
     first, entries, bits = table
@@ -92,14 +97,17 @@ def _voi(values: Floats, ds: Dataset) -> Floats | None:
     return mapped.clip(0.0, 255.0)
 
 
-def _table(sequence: Any) -> tuple[int, Floats, int] | None:
+def _table(ds: Dataset, sequence: str) -> tuple[int, Floats, int] | None:
     """First input value, entries and bits of a lookup table (C.11.1.1.1); None for one that is malformed."""
     try:
-        item = sequence[0]
-        _, first, bits = (int(value) for value in item.LUTDescriptor)
-        data = item.LUTData
-        words = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data)
-        entries: Floats = words.astype(np.float32)
+        item = ds[sequence].value[0]
+        count, first, bits = (int(value) for value in item.LUTDescriptor)
+        data, order = item.LUTData, "<" if ds.file_meta.TransferSyntaxUID.is_little_endian else ">"
+        words = np.frombuffer(data, f"{order}u2") if isinstance(data, bytes) else np.asarray(data)
+        count = count % 65536 or 65536
+        if bits == 8 and words.size == (count + 1) // 2:  # two to a word, the first in the low byte
+            words = words.astype("<u2").view(np.uint8)
+        entries: Floats = words[:count].astype(np.float32)
     except (TypeError, ValueError, IndexError, AttributeError, KeyError):
         return None
     return (first, entries, bits) if entries.size and 1 <= bits <= 16 else None
@@ -107,6 +115,8 @@ def _table(sequence: Any) -> tuple[int, Floats, int] | None:
 
 def _places(values: Floats, first: int, entries: Floats) -> npt.NDArray[np.int64]:
     """Indices into the table: what lies before it takes its first entry, what lies behind it the last."""
+    if first >= 2**15 and values.max() < first:  # meant signed: implicit VR tells by the sign of the stored values
+        first -= 2**16
     places: npt.NDArray[np.int64] = np.rint(values - np.float32(first)).clip(0, entries.size - 1).astype(np.int64)
     return places
 

@@ -6,15 +6,16 @@ import logging
 import struct
 import threading
 import zlib
-from typing import IO
+from typing import IO, Any
 
+import numpy.typing as npt
 from pydicom import config, dcmread
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
-from inference_worker.adapters.codestream import frame_size
+from inference_worker.adapters.codestream import frame_size, rle_fits
 from inference_worker.adapters.grey import to_grey
 from inference_worker.domain import Fault
 from inference_worker.ports import GreyImage
@@ -27,6 +28,7 @@ config.settings.reading_validation_mode = config.IGNORE
 _META_START, _META_LENGTH_ELEMENT = 132, 12
 _CHUNK = 2**20
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 
 
 class PydicomDecoder:
@@ -40,17 +42,21 @@ class PydicomDecoder:
         self._max_bytes = max_bytes
         self._turn = threading.BoundedSemaphore(parallel)
 
-    def decode(self, file: IO[bytes]) -> GreyImage:
-        """Rows x columns, 8 bits. Raises `Fault`."""
-        with self._turn:
+    def decode(self, file: IO[bytes], timeout_s: float | None = None) -> GreyImage:
+        """Rows x columns, 8 bits. Raises `Fault`: `deadline_exceeded` when the others took longer than `timeout_s`."""
+        if not self._turn.acquire(timeout=None if timeout_s is None else max(0.0, timeout_s)):
+            raise Fault("deadline_exceeded")
+        try:
             ds = self._read(file)
             self._check(ds)
             try:
-                return to_grey(pixel_array(ds, index=0), ds)
+                return to_grey(_stored(ds), ds)
             except Exception as error:
                 # Decoders raise whatever they like; the place is logged, the text might quote the data.
                 log.warning("pixels undecodable", exc_info=True)
                 raise Fault("pixels_undecodable") from error
+        finally:
+            self._turn.release()
 
     def _read(self, file: IO[bytes]) -> Dataset:
         try:
@@ -93,21 +99,38 @@ class PydicomDecoder:
         syntax = ds.file_meta.get("TransferSyntaxUID")
         if syntax is None or not syntax.is_encapsulated:
             return
+        for name in _OFFSETS:  # needless for one frame, and they could show the decoder other bytes than are checked
+            ds.pop(name, None)
         try:
             frame = get_frame(ds.PixelData, 0, number_of_frames=1)
         except Exception as error:
             log.warning("no frame in the encapsulated pixel data", exc_info=True)
             raise Fault("pixels_undecodable") from error
-        stated = frame_size(frame)
-        if stated is not None:
-            if stated[0] * stated[1] > self._max_pixels:
-                raise Fault("image_too_large")
-            if stated != (rows, columns, samples):
+        if syntax == RLELossless:
+            if not rle_fits(frame, rows * columns, samples * (_count(ds, "BitsAllocated") // 8)):
                 raise Fault("pixels_undecodable")
-        if syntax == RLELossless and len(frame) > 64 + 2 * rows * columns * samples * (
-            _count(ds, "BitsAllocated") // 8
-        ):
-            raise Fault("pixels_undecodable")  # longer than any encoder makes it: each run unfolds to 64 times its size
+            return
+        stated = frame_size(frame)
+        if stated is not None and stated[0] * stated[1] > self._max_pixels:
+            raise Fault("image_too_large")
+        if stated != (rows, columns, samples):
+            raise Fault("pixels_undecodable")
+
+
+def _stored(ds: Dataset) -> npt.NDArray[Any]:
+    """The stored values of the one frame, rows x columns or rows x columns x 3.
+
+    The parser takes the lowest bits for them. The High Bit may say that they lie higher, as it was once allowed
+    (PS3.5 8.1.1): believed only where something lies there.
+    """
+    stored, high = _count(ds, "BitsStored"), _count(ds, "HighBit")
+    syntax = ds.file_meta.TransferSyntaxUID
+    if not 0 < stored <= high < _count(ds, "BitsAllocated") or (syntax.is_encapsulated and syntax != RLELossless):
+        return pixel_array(ds, index=0)
+    values = pixel_array(ds, index=0, bits_stored=high + 1)
+    signed = _count(ds, "PixelRepresentation") == 1
+    low, above = (-(1 << stored - 1), 1 << stored - 1) if signed else (0, 1 << stored)
+    return pixel_array(ds, index=0) if low <= values.min() and values.max() < above else values >> (high + 1 - stored)
 
 
 def _count(ds: Dataset, keyword: str, default: int = 0) -> int:
