@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import mmap
 import threading
 from collections.abc import Sequence
 from datetime import timedelta
@@ -62,20 +63,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         Settings, "Receives DICOM objects (C-STORE), keeps them and announces completed studies.", argv
     )
     under_way = KeyLocks()
+    # Anonymous memory, so that all receiving processes refuse or none does.
+    watermark = Watermark(settings.min_free_bytes, settings.resume_free_bytes, memoryview(mmap.mmap(-1, 1)))
     # Before there is a thread, a connection or a port that they would inherit.
     forks = (
         []
         if settings.receiving_processes == 1
-        else fork(settings.receiving_processes, partial(receive, settings, under_way))
+        else fork(settings.receiving_processes, partial(receive, settings, under_way, watermark))
     )
     try:
-        return serve(settings, under_way, forks)
+        return serve(settings, under_way, watermark, forks)
     finally:
         for each in forks:  # they would keep a start that failed from ending
             each.process.kill()
 
 
-def serve(settings: Settings, under_way: KeyLocks, forks: Sequence[Fork]) -> int:
+def serve(settings: Settings, under_way: KeyLocks, watermark: Watermark, forks: Sequence[Fork]) -> int:
     """Build everything and run it; returns the exit status."""
     runner = ServiceRunner("dicom-listener", settings)
     clock = SystemClock()
@@ -114,7 +117,7 @@ def serve(settings: Settings, under_way: KeyLocks, forks: Sequence[Fork]) -> int
         refusals,
         under_way,
         clock,
-        Watermark(settings.min_free_bytes, settings.resume_free_bytes),
+        watermark,
         lambda: free_bytes(store),
         settings.storage_classes,
     )

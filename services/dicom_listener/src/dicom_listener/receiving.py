@@ -86,7 +86,13 @@ class _Listener:
         return self._reporter.report_on(self._asked_on.get(commitment.transaction_uid), commitment, verdict)
 
 
-def receive(settings: Settings, under_way: UnderWay, connection: Connection[Any, Any], handover: socket.socket) -> int:
+def receive(
+    settings: Settings,
+    under_way: UnderWay,
+    watermark: Watermark,
+    connection: Connection[Any, Any],
+    handover: socket.socket,
+) -> int:
     """Serve connections that the listener hands over until it says to drain; returns the exit status.
 
     When the listener dies, nothing more can be acknowledged, and this process dies at once.
@@ -120,7 +126,7 @@ def receive(settings: Settings, under_way: UnderWay, connection: Connection[Any,
         listener,
         under_way,
         clock,
-        Watermark(settings.min_free_bytes, settings.resume_free_bytes),
+        watermark,
         lambda: free_bytes(store),
         settings.storage_classes,
     )
