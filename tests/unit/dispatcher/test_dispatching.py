@@ -245,6 +245,7 @@ def test_a_broker_that_forgot_everything_gets_it_again(dispatcher: Dispatcher) -
     dispatcher.relay.relay_once()
     assert {(task[0], task[1]) for task in dispatcher.broker.tasks} == {(job, 2) for job in jobs}
     assert len(list(dispatcher.store.keys("manifests"))) == 3  # those of the first attempts are gone
+    assert {event["data"]["suspect"] for event in dispatcher.published(REPORT_REQUESTED)} == {False}
 
 
 def test_what_only_waits_in_a_long_queue_stays_in_its_place(dispatcher: Dispatcher) -> None:
@@ -281,6 +282,7 @@ def test_a_worker_that_went_silent_is_given_up_after_three_starts(dispatcher: Di
     (event,) = dispatcher.published(REPORT_FAILED)
     assert event["data"]["error_code"] == "attempts_exhausted"
     assert dispatcher.job(job).finished_at == dispatcher.clock.now()
+    assert [told["data"]["suspect"] for told in dispatcher.published(REPORT_REQUESTED)] == [False, True, True]
 
 
 def test_words_about_jobs_nobody_knows_are_harmless(dispatcher: Dispatcher) -> None:

@@ -125,3 +125,26 @@ def test_superseded() -> None:
     assert jobs.superseded(change.job, NOW) is None
     assert jobs.generated(change.job, NOW) is None
     assert jobs.overdue(change.job, True, NOW + timedelta(days=1), LIMITS) is None
+
+
+def test_only_a_start_without_an_answer_makes_a_suspect() -> None:
+    late = NOW + LIMITS.run_deadline
+    lost = sure(jobs.overdue(queued(), True, late, LIMITS))
+    answered = sure(jobs.failed(running(), 1, "deadline_exceeded", "", True, NOW, LIMITS))
+    urgent = sure(jobs.expedited(queued(), NOW, LIMITS))
+    final = replace(running(), state="failed", error_code="object_corrupt")
+    silent = sure(jobs.overdue(running(), False, late, LIMITS))
+    exhausted = replace(running(), state="failed", error_code=jobs.EXHAUSTED)
+    changes = {
+        "lost": lost,
+        "answered": answered,
+        "urgent": urgent,
+        "replayed": sure(jobs.replayed(final, NOW, LIMITS)),
+        "silent": silent,
+        "silent and lost": sure(jobs.overdue(silent.job, True, silent.job.deadline_at, LIMITS)),
+        "silent and urgent": sure(jobs.expedited(silent.job, NOW, LIMITS)),
+        "replayed after silence": sure(jobs.replayed(exhausted, NOW, LIMITS)),
+    }
+    assert all(change.enqueue and change.job.attempt > 1 for change in changes.values())
+    suspects = [name for name, change in changes.items() if change.suspect]
+    assert suspects == ["silent", "silent and lost", "silent and urgent", "replayed after silence"]

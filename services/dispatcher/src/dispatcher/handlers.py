@@ -252,6 +252,7 @@ class Handlers:
                     "model_version": job.model_version,
                     "assumed": list(job.assumed),
                     "evidence": list(job.evidence),
+                    "suspect": change.suspect,
                 },
             )
             unit.publish(requested)

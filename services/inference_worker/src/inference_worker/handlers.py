@@ -75,9 +75,20 @@ class Reporter:
         self._max_object_bytes = max_object_bytes
         self._wait = wait
 
-    def report(self, attempt: int, manifest_ref: str, *, redelivered: bool) -> Outcome:
-        """Do one task. Raises `TransientError` when the world was away until the deadline: the task must come back."""
-        with self._gate.hold(alone=redelivered or attempt > 1), self._watchdog.watch(), ACTIVE.track_inprogress():
+    def report(self, manifest_ref: str, *, redelivered: bool) -> Outcome:
+        """Do one task. Raises `TransientError` when the world was away until the deadline: the task must come back.
+
+        `redelivered`: the broker gave it before, and it was not acknowledged.
+        """
+        outcome = self._report(manifest_ref, alone=redelivered)
+        if outcome is None:  # the manifest is read again: it may be withdrawn by the time the others are done
+            outcome = self._report(manifest_ref, alone=True)
+        assert outcome is not None
+        return outcome
+
+    def _report(self, manifest_ref: str, *, alone: bool) -> Outcome | None:
+        """None, and nothing done, for a task that must be done alone and is not."""
+        with self._gate.hold(alone=alone), self._watchdog.watch(), ACTIVE.track_inprogress():
             deadline = self._clock.monotonic() + self._deadline_s
             try:
                 manifest = Event.from_bytes(self._patiently(lambda: self._read(manifest_ref), deadline))
@@ -87,6 +98,8 @@ class Reporter:
                 log.info("task withdrawn", extra={"why": type(error).__name__})
                 STUDIES.labels(outcome="withdrawn", code="").inc()
                 return "withdrawn"
+            if manifest.data.get("suspect", False) and not alone:
+                return None
             with trace(manifest.traceparent):
                 return self._work(manifest, deadline)
 

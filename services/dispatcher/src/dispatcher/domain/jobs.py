@@ -76,6 +76,8 @@ class Change:
     job: Job
     enqueue: bool = False
     """Queue the job's attempt, not before `job.queued_at`."""
+    suspect: bool = False
+    """A worker began the job before and gave no answer: it may end each worker, so that it is worked on alone."""
     withdraw: int | None = None
     """Take the manifest of this attempt away, so that its task does nothing when it comes back."""
     announce_failure: bool = False
@@ -161,7 +163,7 @@ def failed(
     counted = replace(job, starts=job.starts + (job.state == "queued"))  # the word of its start may still be under way
     if counted.starts >= limits.max_attempts:
         return _exhausted(counted, now, f"the last of them with {code}")
-    return _again(counted, now, limits.retry_backoff * 2 ** (counted.starts - 1), limits)
+    return _again(counted, now, limits.retry_backoff * 2 ** (counted.starts - 1), limits, suspect=False)
 
 
 def overdue(job: Job, lost: bool, now: datetime, limits: Limits) -> Change | None:
@@ -174,10 +176,10 @@ def overdue(job: Job, lost: bool, now: datetime, limits: Limits) -> Change | Non
     if job.state == "queued":
         if not lost:
             return Change(replace(job, deadline_at=now + limits.queue_deadline))
-        return _again(job, now, timedelta(0), limits)
+        return _again(job, now, timedelta(0), limits, suspect=job.starts > 0)
     if job.starts >= limits.max_attempts:
         return _exhausted(job, now, "the last of them gave no answer in time")
-    return _again(job, now, timedelta(0), limits)
+    return _again(job, now, timedelta(0), limits, suspect=True)
 
 
 def replayed(job: Job, now: datetime, limits: Limits) -> Change | None:
@@ -185,7 +187,7 @@ def replayed(job: Job, now: datetime, limits: Limits) -> Change | None:
     if job.state != "failed":
         return None
     fresh = replace(job, starts=0, finished_at=None, error_code=None, error_text=None, assumed=[])
-    return _again(fresh, now, timedelta(0), limits)
+    return _again(fresh, now, timedelta(0), limits, suspect=job.error_code == EXHAUSTED)
 
 
 def discarded(job: Job, now: datetime) -> Change | None:
@@ -197,7 +199,7 @@ def expedited(job: Job, now: datetime, limits: Limits) -> Change | None:
     """A waiting job moves to the urgent queue; one that a worker has is as fast as it gets."""
     if job.state != "queued" or job.priority == "stat":
         return None
-    return _again(replace(job, priority="stat"), now, timedelta(0), limits)
+    return _again(replace(job, priority="stat"), now, timedelta(0), limits, suspect=job.starts > 0)
 
 
 def paced(change: Change, not_before: datetime, limits: Limits) -> Change:
@@ -208,7 +210,7 @@ def paced(change: Change, not_before: datetime, limits: Limits) -> Change:
     return replace(change, job=job)
 
 
-def _again(job: Job, now: datetime, pause: timedelta, limits: Limits) -> Change:
+def _again(job: Job, now: datetime, pause: timedelta, limits: Limits, *, suspect: bool) -> Change:
     queued_at = now + pause
     again = replace(
         job,
@@ -218,7 +220,7 @@ def _again(job: Job, now: datetime, pause: timedelta, limits: Limits) -> Change:
         deadline_at=queued_at + limits.queue_deadline,
         started_at=None,
     )
-    return Change(again, enqueue=True, withdraw=job.attempt)
+    return Change(again, enqueue=True, suspect=suspect, withdraw=job.attempt)
 
 
 def _exhausted(job: Job, now: datetime, how: str) -> Change:
