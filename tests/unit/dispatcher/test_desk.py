@@ -151,6 +151,25 @@ def test_a_failed_job_is_not_replayed_beside_a_newer_version(dispatcher: Operate
     assert dispatcher.job(job).state == "failed"
 
 
+def test_a_newer_version_that_is_held_or_skipped_takes_an_older_one_back(dispatcher: Operated) -> None:
+    uid = new_uid()
+    job = dispatcher.study(uid)
+    dispatcher.unclear(uid, 2)
+    assert dispatcher.job(job).state == "superseded"
+    assert [held["study_version"] for held in dispatcher.items("/v1/held")] == [2]
+    dispatcher.study(uid, 3, age="004Y")
+    assert dispatcher.items("/v1/held") == []
+    assert dispatcher.post(f"/v1/held/{uid}/release") == 409
+    dispatcher.unclear(uid, 2)  # told again, late
+    assert dispatcher.items("/v1/held") == []
+
+
+def test_a_failed_job_is_not_replayed_after_a_newer_version_was_skipped(dispatcher: Operated) -> None:
+    uid, job = dispatcher.failed_job()
+    dispatcher.study(uid, 2, age="004Y")
+    assert dispatcher.post(f"/v1/jobs/{job}/replay") == 409
+
+
 def test_a_failed_job_is_discarded_and_says_so(dispatcher: Operated) -> None:
     _, job = dispatcher.failed_job()
     assert dispatcher.command("failed")[1][0]["job_id"] == job

@@ -195,6 +195,48 @@ def test_a_finished_version_stays_done_when_a_newer_one_comes(dispatcher: Dispat
     assert dispatcher.job(old).state == "done"
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_newer_version_that_is_skipped_takes_an_older_one_back(dispatcher: Dispatcher, begun: bool) -> None:
+    uid = new_uid()
+    old = dispatcher.study(uid)
+    dispatcher.relay.relay_once()
+    if begun:
+        dispatcher.answer(REPORT_STARTED, dispatcher.job(old))
+    dispatcher.study(uid, 2, born="2020-01-01")
+    assert dispatcher.published(STUDY_SKIPPED)[-1]["data"]["reason"]["code"] == "paediatric"
+    assert dispatcher.job(old).state == "superseded"
+    dispatcher.relay.relay_once()
+    assert not dispatcher.store.exists(dispatcher.job(old).manifest_ref)
+    dispatcher.study(uid, 1)  # told again, late: as an event or as a dead letter
+    dispatcher.relay.relay_once()
+    assert len(dispatcher.broker.tasks) == 1
+    assert dispatcher.outstanding()["outstanding"] == 0
+
+
+def test_a_version_that_only_came_late_is_not_queued_after_a_newer_one_was_skipped(dispatcher: Dispatcher) -> None:
+    uid = new_uid()
+    dispatcher.study(uid, 2, born="2020-01-01")
+    dispatcher.study(uid, 1)
+    assert dispatcher.published(REPORT_REQUESTED) == []
+    dispatcher.study(uid, 3)
+    assert len(dispatcher.published(REPORT_REQUESTED)) == 1
+
+
+def test_versions_known_before_the_table_of_versions_are_still_known(tmp_path: Path) -> None:
+    with closing(Database(f"sqlite:///{tmp_path}/dispatcher.sqlite3")) as database:
+        dispatcher = Dispatcher(database, tmp_path)
+        uid = new_uid()
+        dispatcher.study(uid, 3)
+        with database.write() as connection:
+            connection.execute(sa.text("DROP TABLE versions"))
+            connection.execute(sa.text("UPDATE alembic_version SET version_num = '0002'"))
+        database.migrate(MIGRATIONS)
+        dispatcher.study(uid, 2)
+        assert len(dispatcher.published(REPORT_REQUESTED)) == 1
+        with database.read() as connection:
+            assert connection.execute(sa.select(tables.versions.c.newest)).all() == [(3,)]
+
+
 def test_done_takes_the_manifest_away(dispatcher: Dispatcher) -> None:
     job = dispatcher.study(new_uid())
     dispatcher.relay.relay_once()

@@ -176,6 +176,17 @@ def test_a_withdrawn_task_does_nothing(world: World) -> None:
     assert world.published == []
 
 
+def test_a_task_withdrawn_while_at_work_gives_no_report(world: World) -> None:
+    def model(images: Sequence[GreyImage], timeout_s: float) -> Draft:
+        world.store.delete(REF)
+        return DRAFT
+
+    world.model = model
+    world.task()
+    assert world.run() == "withdrawn"
+    assert [event.type for event in world.published] == [REPORT_STARTED]
+
+
 @pytest.mark.parametrize(
     ("content", "image", "code", "retryable"),
     [

@@ -45,16 +45,22 @@ class Handlers:
         self._clock = clock
 
     def study_completed(self, unit: Unit, event: Event) -> None:
-        """Decide; queue a job and supersede those of older versions, or tell why there is none."""
+        """Decide; queue a job, or tell why there is none. What older versions wait for is superseded in any case.
+
+        The newer version may show that the older one is not to be reported, by a birth date for example.
+        """
         uid, version = event.data["study_instance_uid"], event.data["study_version"]
         now, study = self._clock.now(), study_of(event.data)
-        known, hold = unit.jobs_of(uid), unit.hold(uid)
-        newest = max([job.study_version for job in known] + ([hold.study_version] if hold else []), default=0)
-        if newest > version or (hold is not None and hold.study_version == version):
+        hold = unit.hold(uid)
+        if unit.newest_version(uid) > version or (hold is not None and hold.study_version == version):
             log.info("study version known already", extra={"study": study_ref(uid), "version": version})
             return
+        unit.save_version(uid, version)
         if hold is not None and (superseded := holds.decided(hold, "superseded", now)) is not None:
             unit.save_hold(superseded)
+        known = unit.jobs_of(uid)
+        for older in (job for job in known if job.study_version < version):
+            self.apply(unit, jobs.superseded(older, now))
         decision = decide(study, self._policy)
         if isinstance(decision, Skip):
             STUDIES.labels(decision=decision.code).inc()
@@ -81,10 +87,10 @@ class Handlers:
             assumed=decision.assumed,
             evidence=decision.evidence,
         )
-        self.queue_new(unit, change, known)
+        self.queue_new(unit, change, [job for job in known if job.study_version == version])
 
     def queue_new(self, unit: Unit, change: Change, known: Sequence[Job]) -> bool:
-        """Queue a new job in the place of those of older versions; False when it was queued before."""
+        """Queue a new job in the place of those known of its study; False when it was queued before."""
         job = change.job
         extra = {"job_id": job.job_id, "study": study_ref(job.study_instance_uid), "version": job.study_version}
         if any(other.job_id == job.job_id for other in known):
@@ -120,9 +126,9 @@ class Handlers:
         return True
 
     def replay(self, unit: Unit, job: Job) -> bool:
-        """Try a failed job again; False for one that did not fail, or whose study has a newer version at work."""
-        newer = (other.study_version > job.study_version for other in unit.jobs_of(job.study_instance_uid))
-        change = None if any(newer) else jobs.replayed(job, self._clock.now(), self._limits)
+        """Try a failed job again; False for one that did not fail, or whose study has a newer version."""
+        newer = unit.newest_version(job.study_instance_uid) > job.study_version
+        change = None if newer else jobs.replayed(job, self._clock.now(), self._limits)
         if change is not None:
             REQUEUED.labels(why="person").inc()
         self.apply(unit, change)

@@ -77,6 +77,14 @@ class Unit(Protocol):
         """All jobs of all versions of a study."""
         ...
 
+    def newest_version(self, study_instance_uid: str) -> int:
+        """The newest version of the study that was decided on, whatever came of it; 0 for none."""
+        ...
+
+    def save_version(self, study_instance_uid: str, newest: int) -> None:
+        """Note that this version is decided on."""
+        ...
+
     def save(self, job: Job) -> None:
         """Insert or update."""
         ...

@@ -95,15 +95,13 @@ class Reporter:
             except (ObjectNotFound, InvalidEvent, Fault) as error:
                 # The dispatcher took it away: the job is done, superseded or queued anew. One that is there but not
                 # readable is queued anew after its deadline.
-                log.info("task withdrawn", extra={"why": type(error).__name__})
-                STUDIES.labels(outcome="withdrawn", code="").inc()
-                return "withdrawn"
+                return self._withdrawn(type(error).__name__)
             if manifest.data.get("suspect", False) and not alone:
                 return None
             with trace(manifest.traceparent):
-                return self._work(manifest, deadline)
+                return self._work(manifest, manifest_ref, deadline)
 
-    def _work(self, manifest: Event, deadline: float) -> Outcome:
+    def _work(self, manifest: Event, manifest_ref: str, deadline: float) -> Outcome:
         request = manifest.data
         fields = {
             "job_id": request["job_id"],
@@ -122,11 +120,19 @@ class Reporter:
         except Exception:
             log.exception("unexpected failure", extra=fields)
             return self._fail(request, Fault("internal_error"), fields, deadline)
+        if not self._patiently(lambda: self._store.exists(manifest_ref), deadline):
+            # A newer version of the study was decided on: the report may be against the site's policy by now.
+            return self._withdrawn("while at work")
         self._publish(REPORT_GENERATED, request, data, deadline)
         STUDIES.labels(outcome="generated", code="").inc()
         TOKENS.inc(data["tokens"]["generated"])
         log.info("generated", extra={**fields, "flags": data["flags"], "timings": data["timings"]})
         return "generated"
+
+    def _withdrawn(self, why: str) -> Outcome:
+        log.info("task withdrawn", extra={"why": why})
+        STUDIES.labels(outcome="withdrawn", code="").inc()
+        return "withdrawn"
 
     def _generate(self, request: Mapping[str, Any], queue_s: float, deadline: float) -> dict[str, Any]:
         begun = self._clock.monotonic()

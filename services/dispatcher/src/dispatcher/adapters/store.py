@@ -20,7 +20,7 @@ from pipeline.database import Database
 from pipeline.events import Event
 
 _jobs, _tasks, _holds, _letters = tables.jobs, tables.task_outbox, tables.holds, tables.letters
-_turns, _pauses = tables.site_turns, tables.pauses
+_turns, _pauses, _versions = tables.site_turns, tables.pauses, tables.versions
 _T = TypeVar("_T")
 # Literals, so that the planner sees that the partial index fits, however many jobs have finished.
 _open = _jobs.c.state.in_([sa.literal_column(f"'{state}'") for state in UNFINISHED])
@@ -42,6 +42,16 @@ class SqlUnit:
         """All versions, oldest first."""
         query = sa.select(_jobs).where(_jobs.c.study_instance_uid == study_instance_uid)
         return [_job(row) for row in self._connection.execute(query.order_by(_jobs.c.study_version).with_for_update())]
+
+    def newest_version(self, study_instance_uid: str) -> int:
+        """The row, locked on PostgreSQL."""
+        mine = _versions.c.study_instance_uid == study_instance_uid
+        return self._connection.scalar(sa.select(_versions.c.newest).where(mine).with_for_update()) or 0
+
+    def save_version(self, study_instance_uid: str, newest: int) -> None:
+        """Update, or insert what is not there."""
+        values = {"study_instance_uid": study_instance_uid, "newest": newest, "decided_at": self._clock.now()}
+        self._put(_versions, _versions.c.study_instance_uid, values)
 
     def save(self, job: Job) -> None:
         """Update, or insert what is not there."""

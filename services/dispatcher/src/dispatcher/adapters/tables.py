@@ -54,6 +54,15 @@ jobs = sa.Table(
     ),
 )
 
+# The newest version of each study that was decided on: a study that was skipped leaves no other trace.
+versions = sa.Table(
+    "versions",
+    metadata,
+    sa.Column("study_instance_uid", sa.Text, primary_key=True),
+    sa.Column("newest", sa.Integer, nullable=False),
+    sa.Column("decided_at", _MOMENT, nullable=False),
+)
+
 holds = sa.Table(
     "holds",
     metadata,

@@ -125,7 +125,7 @@ def created(
 
 
 def superseded(job: Job, now: datetime) -> Change | None:
-    """A newer version of the study is about to be reported."""
+    """A newer version of the study was decided on, or the same one for another model."""
     if job.finished:
         return None
     return Change(replace(job, state="superseded", finished_at=now), withdraw=job.attempt)
