@@ -327,6 +327,25 @@ def test_a_worker_that_went_silent_is_given_up_after_three_starts(dispatcher: Di
     assert [told["data"]["suspect"] for told in dispatcher.published(REPORT_REQUESTED)] == [False, True, True]
 
 
+def test_after_a_change_of_the_model_version_old_jobs_are_done_by_the_new_one(dispatcher: Dispatcher) -> None:
+    uid = new_uid()
+    job = dispatcher.study(uid)
+    handlers = Handlers(Policy(), dispatcher.limits, "2", dispatcher.clock)
+    dispatcher.by_type = event_handlers(handlers, dispatcher.clock)
+    for _ in range(5):  # no worker of either version
+        dispatcher.answer(REPORT_FAILED, dispatcher.job(job), error_code="wrong_model_version")
+    asked = [told["data"]["model_version"] for told in dispatcher.published(REPORT_REQUESTED)]
+    assert asked == ["default"] + 5 * ["2"]
+    assert (dispatcher.job(job).state, dispatcher.job(job).starts) == ("queued", 0)
+    assert dispatcher.published(REPORT_FAILED) == []
+    dispatcher.hear(completed(uid))  # told again: it is one job all the same
+    assert dispatcher.outstanding()["outstanding"] == 1
+    dispatcher.answer(REPORT_FAILED, dispatcher.job(job), retryable=False)
+    with dispatcher.units.write() as unit:
+        assert Handlers(Policy(), dispatcher.limits, "3", dispatcher.clock).replay(unit, dispatcher.job(job))
+    assert dispatcher.published(REPORT_REQUESTED)[-1]["data"]["model_version"] == "3"
+
+
 def test_words_about_jobs_nobody_knows_are_harmless(dispatcher: Dispatcher) -> None:
     job = dispatcher.study(new_uid())
     known = dispatcher.job(job)

@@ -164,8 +164,9 @@ def test_where_the_headers_were_in_doubt_the_picture_has_to_look_right(world: Wo
 def test_a_job_pinned_to_another_model_version_is_not_done_by_this_one(world: World) -> None:
     world.task(request={"model_version": "2"})
     assert world.run() == "failed"
-    failed = world.published[-1].data
-    assert (failed["error_code"], failed["retryable"]) == ("wrong_model_version", True)
+    (failed,) = world.published  # it never started
+    assert failed.type == REPORT_FAILED
+    assert (failed.data["error_code"], failed.data["retryable"]) == ("wrong_model_version", True)
     for version in ("1", "default"):
         world.task(request={"model_version": version})
         assert world.run() == "generated"

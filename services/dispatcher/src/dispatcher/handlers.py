@@ -93,7 +93,8 @@ class Handlers:
         """Queue a new job in the place of those known of its study; False when it was queued before."""
         job = change.job
         extra = {"job_id": job.job_id, "study": study_ref(job.study_instance_uid), "version": job.study_version}
-        if any(other.job_id == job.job_id for other in known):
+        wanted = (job.study_version, job.model_version)
+        if any(other.job_id == job.job_id or (other.study_version, other.model_version) == wanted for other in known):
             log.info("study version known already", extra=extra)
             return False
         STUDIES.labels(decision="reported").inc()
@@ -128,7 +129,7 @@ class Handlers:
     def replay(self, unit: Unit, job: Job) -> bool:
         """Try a failed job again; False for one that did not fail, or whose study has a newer version."""
         newer = unit.newest_version(job.study_instance_uid) > job.study_version
-        change = None if newer else jobs.replayed(job, self._clock.now(), self._limits)
+        change = None if newer else jobs.replayed(job, self._model_version, self._clock.now(), self._limits)
         if change is not None:
             REQUEUED.labels(why="person").inc()
         self.apply(unit, change)
@@ -203,9 +204,12 @@ class Handlers:
             return
         data, now = event.data, self._clock.now()
         code, text, retryable = data["error_code"], data["error_text"], data["retryable"]
-        change = jobs.failed(job, data["attempt"], code, text, retryable, now, self._limits)
+        if code == jobs.WRONG_MODEL_VERSION:
+            change = jobs.handed_back(job, data["attempt"], self._model_version, now, self._limits)
+        else:
+            change = jobs.failed(job, data["attempt"], code, text, retryable, now, self._limits)
         if change is not None and change.enqueue:
-            REQUEUED.labels(why="failed").inc()
+            REQUEUED.labels(why="failed" if code != jobs.WRONG_MODEL_VERSION else "model_version").inc()
         self.apply(unit, change)
 
     def sweep(self, units: Units, queue: TaskQueue, caught_up: Callable[[], bool]) -> int:

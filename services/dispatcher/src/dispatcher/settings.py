@@ -28,7 +28,8 @@ class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSetting
         min_length=1,
         max_length=128,
         description="Model version that jobs are pinned to, as the worker's log names it; `default` takes any. "
-        "Part of the job's id: another value makes new jobs for studies that come again.",
+        "Part of the job's id: another value makes new jobs for studies that come again. A job that a worker of "
+        "another version hands back, or a person replays, gets the value of now.",
     )
     modalities: Annotated[tuple[str, ...], NoDecode] = Field(
         ("CR", "DX"),

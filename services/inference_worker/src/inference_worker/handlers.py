@@ -108,6 +108,9 @@ class Reporter:
             "attempt": request["attempt"],
             "study": study_ref(request["study_instance_uid"]),
         }
+        if request.get("model_version", ANY_VERSION) not in (ANY_VERSION, self._model.model_version):
+            # Handed back before it is said to have started: that no fitting worker was there is no fault of the study.
+            return self._fail(request, Fault("wrong_model_version"), fields, deadline)
         queue_s = (self._clock.now() - manifest.time).total_seconds()
         self._publish(REPORT_STARTED, request, {"worker": self._worker}, deadline)
         log.info("started", extra=fields)
@@ -136,8 +139,6 @@ class Reporter:
 
     def _generate(self, request: Mapping[str, Any], queue_s: float, deadline: float) -> dict[str, Any]:
         begun = self._clock.monotonic()
-        if request.get("model_version", ANY_VERSION) not in (ANY_VERSION, self._model.model_version):
-            raise Fault("wrong_model_version")
         images = [self._patiently(lambda image=image: self._image(image), deadline) for image in request["images"]]  # type: ignore[misc]  # mypy does not infer lambdas with a default
         if IN_DOUBT.intersection(request.get("assumed", ())) and not self._looks_frontal(images[0]):
             raise Fault("not_a_frontal_chest")

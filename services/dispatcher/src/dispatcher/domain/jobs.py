@@ -16,6 +16,8 @@ from dispatcher.domain.eligibility import Priority
 State = Literal["queued", "running", "done", "failed", "superseded", "discarded"]
 UNFINISHED: tuple[State, ...] = ("queued", "running")
 EXHAUSTED = "attempts_exhausted"
+WRONG_MODEL_VERSION = "wrong_model_version"
+"""A worker's error code: it runs another model version than the job is pinned to, and has not begun."""
 _NAMESPACE = uuid.UUID("5f0d1ad1-6d3f-5d52-9b8f-6f3b4f0c6c51")
 
 
@@ -35,7 +37,8 @@ class Limits:
 class Job:
     """One report to be written on one version of one study.
 
-    `attempt` numbers the times it was queued; `starts` counts the times a worker began. `site` is the AE title that the
+    `attempt` numbers the times it was queued; `starts` counts the times a worker began. `model_version` may be another
+    than the one in `job_id`, where the site has changed it since. `site` is the AE title that the
     study was sent to. `assumed`: what the headers left open, which the worker then looks for in the image itself.
     """
 
@@ -166,6 +169,18 @@ def failed(
     return _again(counted, now, limits.retry_backoff * 2 ** (counted.starts - 1), limits, suspect=False)
 
 
+def handed_back(job: Job, attempt: int, model_version: str, now: datetime, limits: Limits) -> Change | None:
+    """A worker of another model version did not begin: that costs the study nothing, however often it happens.
+
+    `model_version` is what the site asks for by now: a job that found no worker of an older version gets the new pin.
+    """
+    if job.finished or attempt != job.attempt:
+        return None
+    pinned = replace(job, model_version=model_version)
+    pause = min(limits.retry_backoff * 2 ** min(attempt - 1, 10), limits.run_deadline)
+    return _again(pinned, now, pause, limits, suspect=job.starts > 0)
+
+
 def overdue(job: Job, lost: bool, now: datetime, limits: Limits) -> Change | None:
     """The deadline passed. `lost`: the task queue holds fewer tasks than there are open jobs.
 
@@ -182,11 +197,16 @@ def overdue(job: Job, lost: bool, now: datetime, limits: Limits) -> Change | Non
     return _again(job, now, timedelta(0), limits, suspect=True)
 
 
-def replayed(job: Job, now: datetime, limits: Limits) -> Change | None:
-    """A person has a failed job tried again: with all its attempts, and vouching for what was only assumed."""
+def replayed(job: Job, model_version: str, now: datetime, limits: Limits) -> Change | None:
+    """A person has a failed job tried again: with all its attempts, and vouching for what was only assumed.
+
+    By the model version that the site asks for by now: that of the first try may be gone.
+    """
     if job.state != "failed":
         return None
-    fresh = replace(job, starts=0, finished_at=None, error_code=None, error_text=None, assumed=[])
+    fresh = replace(
+        job, model_version=model_version, starts=0, finished_at=None, error_code=None, error_text=None, assumed=[]
+    )
     return _again(fresh, now, timedelta(0), limits, suspect=job.error_code == EXHAUSTED)
 
 
