@@ -219,7 +219,7 @@ class Dispatcher(Part):
     def study(self, number: int) -> Iterator[Step]:
         """From the study to the report."""
         handlers = event_handlers(self.use_cases, self.clock)
-        tasks = TaskRelay(self.database, self.store, Nowhere(), self.clock)  # type: ignore[arg-type]  # takes all
+        tasks = TaskRelay(self.database, self.store, Nowhere(), self.clock, ahead=10**9)  # type: ignore[arg-type]  # takes all
         told = {type_: event(type_, number) for type_ in (STUDY_COMPLETED, REPORT_STARTED, REPORT_GENERATED)}
         for type_, each in told.items():
             handle = functools.partial(self.consume, dispatcher_tables.inbox, handlers[type_], each)
@@ -234,7 +234,7 @@ class Dispatcher(Part):
 
         def load() -> None:
             with self.units.read() as unit:
-                outstanding(unit.load(), unit.waiting(), self.clock.now())
+                outstanding(unit.load(), unit.awaited(), unit.waiting(), self.clock.now())
 
         def awaited() -> None:
             with self.units.read() as unit:

@@ -25,6 +25,7 @@ from pipeline.database import Database
 from pipeline.events import (
     DEAD_LETTER,
     REPORT_FAILED,
+    REPORT_GENERATED,
     REPORT_REQUESTED,
     REPORT_STARTED,
     STUDY_COMPLETED,
@@ -256,6 +257,24 @@ def test_a_pause_hands_over_nothing_and_withdraws_all_the_same(dispatcher: Opera
     assert dispatcher.http.get("/v1/pause").json() == {"paused": None}
 
 
+def test_a_pause_holds_the_backlog_and_says_when_the_workers_are_drained(dispatcher: Operated) -> None:
+    dispatcher.relay = dispatcher.new_relay(ahead=2)
+    jobs = [dispatcher.study(new_uid()) for _ in range(5)]
+    dispatcher.relay.relay_once()
+    dispatcher.desk.pause("EHR update")
+    drained = []
+    for job in jobs[:2]:
+        dispatcher.answer(REPORT_STARTED, dispatcher.job(job))
+        drained.append(dispatcher.outstanding()["handed_over"])
+        dispatcher.answer(REPORT_GENERATED, dispatcher.job(job))
+        dispatcher.relay.relay_once()
+    assert (drained, dispatcher.outstanding()["handed_over"]) == ([2, 1], 0)
+    assert dispatcher.outstanding()["outstanding"] == 3
+    dispatcher.desk.resume()
+    dispatcher.relay.relay_once()
+    assert [task[0] for task in dispatcher.broker.tasks] == jobs[:4]
+
+
 def test_pages_of_other_sites_cannot_decide(dispatcher: Operated) -> None:
     uid = new_uid()
     dispatcher.unclear(uid)
@@ -275,7 +294,7 @@ def test_a_site_s_routine_jobs_keep_its_pace_and_stat_ones_do_not(tmp_path: Path
         urgent = dispatcher.study(new_uid(), called="NORTH", callers=["ER"])
         dispatcher.relay.relay_once()
         handed = [task[0] for task in dispatcher.broker.tasks]
-        assert handed == [slow[0], other, urgent]
+        assert handed == [urgent, slow[0], other]
         for expected in slow[1:]:
             dispatcher.clock.advance(10)
             dispatcher.relay.relay_once()

@@ -9,6 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import alembic.command
+import alembic.config
 import pytest
 import sqlalchemy as sa
 
@@ -69,8 +71,11 @@ class Dispatcher:
         self.limits = limits or Limits()
         policy = policy or Policy(stat_calling_ae_titles=frozenset({"ER"}))
         self.handlers = Handlers(policy, self.limits, "default", self.clock)
-        self.relay = TaskRelay(self.database, self.store, self.broker, self.clock)
+        self.relay = self.new_relay()
         self.by_type = event_handlers(self.handlers, self.clock)
+
+    def new_relay(self, ahead: int = 200) -> TaskRelay:
+        return TaskRelay(self.database, self.store, self.broker, self.clock, ahead=ahead)
 
     def hear(self, event: Event) -> None:
         with self.database.write() as connection:
@@ -111,7 +116,7 @@ class Dispatcher:
 
     def outstanding(self) -> dict[str, Any]:
         with self.units.read() as unit:
-            return outstanding(unit.load(), unit.waiting(), self.clock.now())
+            return outstanding(unit.load(), unit.awaited(), unit.waiting(), self.clock.now())
 
 
 @pytest.fixture
@@ -227,9 +232,11 @@ def test_versions_known_before_the_table_of_versions_are_still_known(tmp_path: P
         dispatcher = Dispatcher(database, tmp_path)
         uid = new_uid()
         dispatcher.study(uid, 3)
-        with database.write() as connection:
-            connection.execute(sa.text("DROP TABLE versions"))
-            connection.execute(sa.text("UPDATE alembic_version SET version_num = '0002'"))
+        config = alembic.config.Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        with database.engine.begin() as connection:
+            config.attributes["connection"] = connection
+            alembic.command.downgrade(config, "0002")
         database.migrate(MIGRATIONS)
         dispatcher.study(uid, 2)
         assert len(dispatcher.published(REPORT_REQUESTED)) == 1
@@ -302,6 +309,46 @@ def test_what_only_waits_in_a_long_queue_stays_in_its_place(dispatcher: Dispatch
     assert len(dispatcher.published(REPORT_REQUESTED)) == 3
 
 
+def test_no_more_is_handed_over_than_the_workers_need_and_what_is_urgent_at_once(dispatcher: Dispatcher) -> None:
+    dispatcher.relay = dispatcher.new_relay(ahead=2)
+    first, second, third, fourth = (dispatcher.study(new_uid()) for _ in range(4))
+
+    def handed() -> list[str]:
+        before = len(dispatcher.broker.tasks)
+        while dispatcher.relay.relay_once():
+            pass
+        return [task[0] for task in dispatcher.broker.tasks[before:]]
+
+    assert handed() == [first, second]
+    urgent = dispatcher.study(new_uid(), callers=["ER"])
+    assert handed() == [urgent]
+    assert (dispatcher.outstanding()["outstanding"], dispatcher.outstanding()["handed_over"]) == (5, 3)
+    dispatcher.answer(REPORT_GENERATED, dispatcher.job(urgent))
+    assert handed() == [], "two are still there"
+    dispatcher.answer(REPORT_STARTED, dispatcher.job(first))
+    dispatcher.answer(REPORT_FAILED, dispatcher.job(first))
+    dispatcher.clock.advance(60)
+    assert handed() == [first], "what was begun before goes before what was not"
+    dispatcher.answer(REPORT_GENERATED, dispatcher.job(first))
+    dispatcher.answer(REPORT_GENERATED, dispatcher.job(second))
+    assert handed() == [third, fourth]
+
+
+def test_what_is_held_back_is_not_lost_with_the_broker(dispatcher: Dispatcher) -> None:
+    dispatcher.relay = dispatcher.new_relay(ahead=2)
+    jobs = [dispatcher.study(new_uid()) for _ in range(4)]
+    dispatcher.relay.relay_once()
+    dispatcher.broker.tasks.clear()
+    dispatcher.clock.advance(121)
+    dispatcher.sweep()
+    assert [dispatcher.job(job).attempt for job in jobs] == [2, 2, 1, 1]
+    dispatcher.relay.relay_once()
+    assert [task[:2] for task in dispatcher.broker.tasks] == [(jobs[0], 2), (jobs[1], 2)]
+    dispatcher.clock.advance(121)
+    dispatcher.sweep()
+    assert [dispatcher.job(job).attempt for job in jobs] == [2, 2, 1, 1], "all that was handed over is there"
+
+
 def test_while_the_broker_is_away_nothing_is_called_lost(dispatcher: Dispatcher) -> None:
     job = dispatcher.study(new_uid())
     dispatcher.clock.advance(1000)
@@ -357,6 +404,7 @@ def test_words_about_jobs_nobody_knows_are_harmless(dispatcher: Dispatcher) -> N
 
 def test_outstanding(dispatcher: Dispatcher) -> None:
     first = dispatcher.study(new_uid(), callers=["ER"])
+    dispatcher.relay.relay_once()
     dispatcher.clock.advance(10)
     dispatcher.study(new_uid())
     dispatcher.answer(REPORT_STARTED, dispatcher.job(first))
@@ -366,6 +414,7 @@ def test_outstanding(dispatcher: Dispatcher) -> None:
         "outstanding": 2,
         "queued": 1,
         "running": 1,
+        "handed_over": 1,
         "oldest_age_s": 15.0,
         "queues": {
             "reports.stat": nothing | {"outstanding": 1, "running": 1, "oldest_age_s": 15.0},

@@ -127,7 +127,7 @@ class SweepLoop:
             try:
                 self._handlers.sweep(self._units, self._queue, self.caught_up)
                 with self._units.read() as unit:
-                    outstanding(unit.load(), unit.waiting(), self._clock.now())
+                    outstanding(unit.load(), unit.awaited(), unit.waiting(), self._clock.now())
             except Exception as error:
                 if not is_transient(error):
                     raise
@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     consumer = EventConsumer(bus, GROUP, event_handlers(handlers, clock), database, tables.inbox, clock)
     runner.add_loop("consumer", consumer.run)
     runner.add_loop("outbox", OutboxRelay(database, tables.outbox, producer, clock).run)
-    runner.add_loop("tasks", TaskRelay(database, store, queue, clock).run)
+    runner.add_loop("tasks", TaskRelay(database, store, queue, clock, ahead=settings.max_handed_over).run)
     runner.add_loop("sweep", SweepLoop(handlers, units, queue, bus, clock, settings.sweep_interval_s).run)
     for close in (database.close, bus.close, producer.close, queue.close):
         runner.on_stop(close)
@@ -163,7 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def show_outstanding(_request: Request) -> JSONResponse:  # starlette runs a plain function in a thread
         with units.read() as unit:
             return JSONResponse(
-                outstanding(unit.load(), unit.waiting(), clock.now()) | {"paused": unit.pause() is not None}
+                outstanding(unit.load(), unit.awaited(), unit.waiting(), clock.now())
+                | {"paused": unit.pause() is not None}
             )
 
     checks = {"database": database.ping, "bus": bus.ping, "task_queue": queue.ping, "object_store": store.ping}

@@ -32,6 +32,7 @@ JOBS_ENDED = Counter("echo_dispatcher_jobs_ended_total", "Jobs that reached an e
 REQUEUED = Counter("echo_dispatcher_requeued_total", "Attempts after the first", ["why"])
 OUTSTANDING = Gauge("echo_dispatcher_outstanding", "Unfinished jobs", ["queue", "state"])
 WAITING = Gauge("echo_dispatcher_waiting_for_a_person", "Held studies, failed jobs and dead letters", ["what"])
+HANDED_OVER = Gauge("echo_dispatcher_handed_over", "Unfinished jobs that are with the task queue or a worker")
 OLDEST = Gauge("echo_dispatcher_oldest_seconds", "Age of the oldest unfinished job", ["queue"])
 
 
@@ -232,7 +233,8 @@ class Handlers:
                 job = unit.job(job_id)
                 if job is None:
                     continue
-                change = jobs.overdue(job, lost, self._clock.now(), self._limits)
+                gone = lost and unit.handed_over(job)
+                change = jobs.overdue(job, gone, self._clock.now(), self._limits)
                 if change is not None and change.enqueue:
                     why = "lost" if job.state == "queued" else "silent"
                     REQUEUED.labels(why=why).inc()
@@ -280,11 +282,13 @@ class Handlers:
         return study_event(type_, SOURCE, job.study_instance_uid, job.study_version, self._clock.now(), both)
 
 
-def outstanding(load: dict[str, Load], waiting: dict[str, int], now: datetime) -> dict[str, Any]:
+def outstanding(load: dict[str, Load], handed_over: int, waiting: dict[str, int], now: datetime) -> dict[str, Any]:
     """The answer of `/v1/outstanding`; refreshes the gauges on the way.
 
-    Ages are seconds since the job's present attempt was queued. `waiting`: what waits for a person.
+    Ages are seconds since the job's present attempt was queued. `handed_over`: how many of the unfinished jobs are with
+    the task queue or a worker; while paused, 0 says that the workers are drained. `waiting`: what waits for a person.
     """
+    HANDED_OVER.set(handed_over)
     for what, count in waiting.items():
         WAITING.labels(what=what).set(count)
     queues: dict[str, dict[str, float | int]] = {}
@@ -302,4 +306,10 @@ def outstanding(load: dict[str, Load], waiting: dict[str, int], now: datetime) -
         OLDEST.labels(queue=name).set(age)
     total = {key: sum(int(queue[key]) for queue in queues.values()) for key in ("outstanding", "queued", "running")}
     oldest = max(queue["oldest_age_s"] for queue in queues.values())
-    return {**total, "oldest_age_s": oldest, "queues": queues, "waiting_for_a_person": waiting}
+    return {
+        **total,
+        "handed_over": handed_over,
+        "oldest_age_s": oldest,
+        "queues": queues,
+        "waiting_for_a_person": waiting,
+    }

@@ -109,6 +109,10 @@ class Unit(Protocol):
         """How many tasks the broker should hold: unfinished jobs less those not handed over yet."""
         ...
 
+    def handed_over(self, job: Job) -> bool:
+        """Whether the job's present attempt went to the broker."""
+        ...
+
     def load(self) -> dict[str, Load]:
         """Unfinished jobs by priority."""
         ...

@@ -100,6 +100,13 @@ class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSetting
         description="A job that started and gave no answer for this long is tried again; longer than "
         "the worker's watchdog.",
     )
+    max_handed_over: int = Field(
+        200,
+        ge=1,
+        le=100_000,
+        description="Routine jobs are held back while so many jobs are with the task queue and the workers; more than "
+        "all workers' `ECHO_CONCURRENCY` together. The fewer, the sooner a pause has drained the workers.",
+    )
     site_reports_per_minute: float = Field(
         0.0,
         ge=0,

@@ -98,6 +98,11 @@ class SqlUnit:
         )
         return int(unfinished) - int(waiting or 0)
 
+    def handed_over(self, job: Job) -> bool:
+        """Whether no row of the attempt is left."""
+        mine = sa.and_(_tasks.c.job_id == job.job_id, _tasks.c.attempt == job.attempt, _tasks.c.action == "enqueue")
+        return self._connection.execute(sa.select(_tasks.c.id).where(mine)).first() is None
+
     def waiting(self) -> dict[str, int]:
         """Counted over the partial indices."""
         places = {"held": (_holds, "waiting"), "failed": (_jobs, "failed"), "dead_letters": (_letters, "waiting")}

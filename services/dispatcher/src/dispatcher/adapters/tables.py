@@ -130,6 +130,6 @@ task_outbox = sa.Table(
     sa.Column("priority", sa.Text, nullable=False),
     sa.Column("manifest", sa.LargeBinary),  # null for withdraw
     sa.Column("not_before", _MOMENT, nullable=False),
-    sa.Index("task_outbox_due", "not_before", "id"),
+    sa.Index("task_outbox_next", "action", "priority", "attempt", "id"),
     sa.Index("task_outbox_job", "job_id"),
 )

@@ -182,7 +182,7 @@ def handed_back(job: Job, attempt: int, model_version: str, now: datetime, limit
 
 
 def overdue(job: Job, lost: bool, now: datetime, limits: Limits) -> Change | None:
-    """The deadline passed. `lost`: the task queue holds fewer tasks than there are open jobs.
+    """The deadline passed. `lost`: it was handed over, and the task queue holds fewer tasks than it was given.
 
     A job that only waits behind others stays where it is; queueing it anew would put it at the end each time.
     """
