@@ -20,7 +20,7 @@ from dispatcher.adapters.operations import operation_routes
 from dispatcher.app import main
 from dispatcher.desk import Desk
 from dispatcher.domain.eligibility import Policy
-from dispatcher.domain.jobs import Limits
+from dispatcher.domain.jobs import superseded
 from pipeline.database import Database
 from pipeline.events import (
     DEAD_LETTER,
@@ -40,9 +40,8 @@ from unit.dispatcher.test_dispatching import Dispatcher
 class Operated(Dispatcher):
     """A dispatcher that asks where evidence is missing, with its operator's desk."""
 
-    def __init__(self, database: Database, folder: Path, limits: Limits | None = None) -> None:
-        policy = Policy(missing_evidence="ask", stat_calling_ae_titles=frozenset({"ER"}))
-        super().__init__(database, folder, policy, limits)
+    def __init__(self, database: Database, folder: Path) -> None:
+        super().__init__(database, folder, Policy(missing_evidence="ask", stat_calling_ae_titles=frozenset({"ER"})))
         self.desk = Desk(self.units, self.handlers, self.clock)
         self.http = TestClient(Starlette(routes=operation_routes(self.desk)))
 
@@ -285,25 +284,67 @@ def test_pages_of_other_sites_cannot_decide(dispatcher: Operated) -> None:
     assert dispatcher.http.get("/v1/held?limit=0").status_code == 400
 
 
-def test_a_site_s_routine_jobs_keep_its_pace_and_stat_ones_do_not(tmp_path: Path) -> None:
-    limits = Limits(site_interval=timedelta(seconds=10))
+class Paced(Operated):
+    """Ten seconds between two routine jobs of a site."""
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        super().__init__(database, folder)
+        self.relay = self.new_relay(pace=timedelta(seconds=10))
+
+    def handed(self) -> list[tuple[str, int]]:
+        """Jobs and attempts that are handed over now."""
+        before = len(self.broker.tasks)
+        while self.relay.relay_once():
+            pass
+        return [task[:2] for task in self.broker.tasks[before:]]
+
+    def handed_every(self, seconds: float, times: int) -> list[list[tuple[str, int]]]:
+        """The same, each time after so many seconds."""
+        turns = []
+        for _ in range(times):
+            self.clock.advance(seconds)
+            turns.append(self.handed())
+        return turns
+
+
+@pytest.fixture
+def paced(tmp_path: Path) -> Iterator[Paced]:
     with closing(Database(f"sqlite:///{tmp_path}/dispatcher.sqlite3")) as database:
-        dispatcher = Operated(database, tmp_path, limits)
-        slow = [dispatcher.study(new_uid(), called="NORTH") for _ in range(3)]
-        other = dispatcher.study(new_uid(), called="SOUTH")
-        urgent = dispatcher.study(new_uid(), called="NORTH", callers=["ER"])
-        dispatcher.relay.relay_once()
-        handed = [task[0] for task in dispatcher.broker.tasks]
-        assert handed == [urgent, slow[0], other]
-        for expected in slow[1:]:
-            dispatcher.clock.advance(10)
-            dispatcher.relay.relay_once()
-            assert dispatcher.broker.tasks[-1][0] == expected
-        waits = [dispatcher.job(job).queued_at - NOW for job in slow]
-        assert waits == [timedelta(0), timedelta(seconds=10), timedelta(seconds=20)]
-        dispatcher.clock.advance(100)
-        dispatcher.study(new_uid(), called="NORTH")
-        assert dispatcher.relay.relay_once() == 1, "turns that nobody took are not saved up, nor owed"
+        yield Paced(database, tmp_path)
+
+
+def test_a_site_s_routine_jobs_keep_its_pace_and_stat_ones_do_not(paced: Paced) -> None:
+    slow = [paced.study(new_uid(), called="NORTH") for _ in range(3)]
+    other = paced.study(new_uid(), called="SOUTH")
+    urgent = paced.study(new_uid(), called="NORTH", callers=["ER"])
+    assert paced.handed() == [(urgent, 1), (slow[0], 1), (other, 1)]
+    assert paced.handed_every(5, 4) == [[], [(slow[1], 1)], [], [(slow[2], 1)]]
+    paced.clock.advance(100)
+    more = [paced.study(new_uid(), called="NORTH") for _ in range(2)]
+    assert paced.handed() == [(more[0], 1)], "turns that nobody took are not saved up, nor owed"
+    assert paced.handed_every(10, 1) == [[(more[1], 1)]]
+
+
+def test_the_pace_holds_after_a_pause(paced: Paced) -> None:
+    paced.desk.pause("EHR update")
+    jobs = [paced.study(new_uid(), called="NORTH") for _ in range(3)]
+    paced.clock.advance(3600)
+    assert paced.handed() == []
+    paced.desk.resume()
+    assert paced.handed() == [(jobs[0], 1)]
+    assert paced.handed_every(10, 2) == [[(jobs[1], 1)], [(jobs[2], 1)]]
+
+
+def test_a_retry_neither_wastes_nor_moves_a_turn(paced: Paced) -> None:
+    first, second, third = (paced.study(new_uid(), called="NORTH") for _ in range(3))
+    assert paced.handed() == [(first, 1)]
+    paced.answer(REPORT_STARTED, paced.job(first))
+    paced.answer(REPORT_FAILED, paced.job(first))
+    with paced.units.write() as unit:
+        paced.handlers.apply(unit, superseded(paced.job(second), paced.clock.now()))
+    assert paced.handed_every(4, 2) == [[], []], "due again, but it is not the site's turn"
+    assert paced.handed_every(2, 1) == [[(first, 2)]], "before those that were never begun"
+    assert paced.handed_every(10, 2) == [[(third, 1)], []], "what was taken back needs no turn"
 
 
 def test_commands_work_on_the_database_of_a_service_that_is_down(

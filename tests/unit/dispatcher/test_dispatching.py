@@ -74,8 +74,8 @@ class Dispatcher:
         self.relay = self.new_relay()
         self.by_type = event_handlers(self.handlers, self.clock)
 
-    def new_relay(self, ahead: int = 200) -> TaskRelay:
-        return TaskRelay(self.database, self.store, self.broker, self.clock, ahead=ahead)
+    def new_relay(self, ahead: int = 200, pace: timedelta = timedelta(0)) -> TaskRelay:
+        return TaskRelay(self.database, self.store, self.broker, self.clock, ahead=ahead, site_interval=pace)
 
     def hear(self, event: Event) -> None:
         with self.database.write() as connection:

@@ -63,9 +63,6 @@ def limits_of(settings: Settings) -> Limits:
         retry_backoff=timedelta(seconds=settings.retry_backoff_s),
         queue_deadline=timedelta(seconds=settings.queue_deadline_s),
         run_deadline=timedelta(seconds=settings.run_deadline_s),
-        site_interval=timedelta(
-            seconds=60 / settings.site_reports_per_minute if settings.site_reports_per_minute else 0
-        ),
     )
 
 
@@ -155,7 +152,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     consumer = EventConsumer(bus, GROUP, event_handlers(handlers, clock), database, tables.inbox, clock)
     runner.add_loop("consumer", consumer.run)
     runner.add_loop("outbox", OutboxRelay(database, tables.outbox, producer, clock).run)
-    runner.add_loop("tasks", TaskRelay(database, store, queue, clock, ahead=settings.max_handed_over).run)
+    pace = timedelta(seconds=60 / settings.site_reports_per_minute if settings.site_reports_per_minute else 0)
+    relay = TaskRelay(database, store, queue, clock, ahead=settings.max_handed_over, site_interval=pace)
+    runner.add_loop("tasks", relay.run)
     runner.add_loop("sweep", SweepLoop(handlers, units, queue, bus, clock, settings.sweep_interval_s).run)
     for close in (database.close, bus.close, producer.close, queue.close):
         runner.on_stop(close)

@@ -246,10 +246,7 @@ class Handlers:
         """Save a change and what follows from it."""
         if change is None:
             return
-        interval, job = self._limits.site_interval, change.job
-        if change.enqueue and interval and job.priority == "routine":
-            change = jobs.paced(change, unit.take_turn(job.site, job.queued_at, interval), self._limits)
-            job = change.job
+        job = change.job
         unit.save(job)
         if change.withdraw is not None:
             unit.withdraw(job.job_id, change.withdraw)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Protocol
 
 from dispatcher.domain.holds import Hold
@@ -123,10 +123,6 @@ class Unit(Protocol):
 
     def failed_jobs(self, limit: int) -> Sequence[Job]:
         """Jobs that ended without a report and that nobody has discarded, newest first."""
-        ...
-
-    def take_turn(self, site: str, now: datetime, interval: timedelta) -> datetime:
-        """The site's next turn, which is taken with that."""
         ...
 
     def hold(self, study_instance_uid: str) -> Hold | None:

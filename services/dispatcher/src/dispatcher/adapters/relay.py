@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from dispatcher.adapters.store import SqlUnit
-from dispatcher.adapters.tables import pauses, task_outbox
+from dispatcher.adapters.tables import pauses, site_turns, task_outbox
 from dispatcher.domain.jobs import manifest_ref
 from dispatcher.ports import TaskQueue
 from pipeline.clock import Clock
@@ -32,15 +33,26 @@ _BATCH = 100
 class TaskRelay:
     """Works through the table `task_outbox`; while the service is paused it only withdraws.
 
-    `ahead`: routine jobs wait here while so many jobs are with the broker and the workers. Urgent ones never wait.
+    `ahead`: routine jobs wait here while so many jobs are with the broker and the workers. `site_interval`: between two
+    routine jobs of one site, as they are handed over; zero for no limit. Urgent jobs never wait.
     """
 
-    def __init__(self, database: Database, store: ObjectStore, queue: TaskQueue, clock: Clock, *, ahead: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        store: ObjectStore,
+        queue: TaskQueue,
+        clock: Clock,
+        *,
+        ahead: int,
+        site_interval: timedelta = timedelta(0),
+    ) -> None:
         self._database = database
         self._store = store
         self._queue = queue
         self._clock = clock
         self._ahead = ahead
+        self._site_interval = site_interval
 
     def relay_once(self) -> int:
         """Hand over what is due; returns how many rows. Raises when a part of the world is away."""
@@ -58,6 +70,8 @@ class TaskRelay:
                 self._store.delete(ref)
             with self._database.write() as connection:
                 connection.execute(task_outbox.delete().where(task_outbox.c.id == row.id))
+                if self._paced(row):
+                    SqlUnit(connection, self._clock).rest(row.site, self._clock.now() + self._site_interval)
         return len(rows)
 
     def _due(self, connection: Connection) -> list[sa.Row[Any]]:
@@ -73,12 +87,25 @@ class TaskRelay:
             return rows
         rows += oldest(_BATCH, enqueue, task_outbox.c.priority == "stat")
         room = min(_BATCH, self._ahead - SqlUnit(connection, self._clock).awaited())
+        resting = self._resting(connection) if self._site_interval else set()
         for attempt in (task_outbox.c.attempt > 1, task_outbox.c.attempt == 1):
             if room > 0:
-                found = oldest(room, enqueue, routine, attempt)
-                rows += found
-                room -= len(found)
+                for row in oldest(room, enqueue, routine, attempt, task_outbox.c.site.not_in(resting)):
+                    if not self._paced(row) or row.site not in resting:
+                        rows.append(row)
+                        room -= 1
+                        if self._paced(row):
+                            resting.add(row.site)
         return rows
+
+    def _resting(self, connection: Connection) -> set[str]:
+        """Sites whose turn has not come; one later than an interval from now is a clock's that was set back."""
+        now, next_at = self._clock.now(), site_turns.c.next_at
+        rests = sa.select(site_turns.c.site).where(next_at > now, next_at <= now + self._site_interval)
+        return set(connection.scalars(rests))
+
+    def _paced(self, row: sa.Row[Any]) -> bool:
+        return bool(self._site_interval) and row.action == "enqueue" and row.priority == "routine"
 
     def run(self, stop: threading.Event) -> None:
         """Relay until stopped; what is away is waited for, with growing pauses up to 5 s."""

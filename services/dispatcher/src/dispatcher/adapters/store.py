@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -63,16 +63,23 @@ class SqlUnit:
 
     def enqueue(self, job: Job, manifest: bytes) -> None:
         """By way of the task outbox."""
-        self._add("enqueue", job.job_id, job.attempt, job.priority, manifest, job.queued_at)
+        self._add("enqueue", job.job_id, job.attempt, job.priority, manifest, job.queued_at, job.site)
 
     def withdraw(self, job_id: str, attempt: int) -> None:
         """An attempt not handed over yet never will be; one that was loses its manifest."""
         mine = sa.and_(_tasks.c.job_id == job_id, _tasks.c.attempt == attempt)
         self._connection.execute(_tasks.delete().where(mine))
-        self._add("withdraw", job_id, attempt, "routine", None, self._clock.now())
+        self._add("withdraw", job_id, attempt, "routine", None, self._clock.now(), "")
 
     def _add(
-        self, action: str, job_id: str, attempt: int, priority: str, manifest: bytes | None, not_before: datetime
+        self,
+        action: str,
+        job_id: str,
+        attempt: int,
+        priority: str,
+        manifest: bytes | None,
+        not_before: datetime,
+        site: str,
     ) -> None:
         self._connection.execute(
             _tasks.insert().values(
@@ -82,6 +89,7 @@ class SqlUnit:
                 priority=priority,
                 manifest=manifest,
                 not_before=not_before,
+                site=site,
             )
         )
 
@@ -118,16 +126,9 @@ class SqlUnit:
         query = sa.select(_jobs).where(_jobs.c.state == sa.literal_column("'failed'"))
         return [_job(row) for row in self._connection.execute(query.order_by(_jobs.c.finished_at.desc()).limit(limit))]
 
-    def take_turn(self, site: str, now: datetime, interval: timedelta) -> datetime:
-        """One row per site; on PostgreSQL locked, so that two dispatchers take two turns."""
-        mine = _turns.c.site == site
-        found = _aware(self._connection.scalar(sa.select(_turns.c.next_at).where(mine).with_for_update()))
-        turn = max(now, found) if found is not None else now
-        if found is None:
-            self._connection.execute(_turns.insert().values(site=site, next_at=turn + interval))
-        else:
-            self._connection.execute(_turns.update().where(mine).values(next_at=turn + interval))
-        return turn
+    def rest(self, site: str, until: datetime) -> None:
+        """Hand no routine job of the site over before then."""
+        self._put(_turns, _turns.c.site, {"site": site, "next_at": until})
 
     def hold(self, study_instance_uid: str) -> Hold | None:
         """The row, locked on PostgreSQL."""

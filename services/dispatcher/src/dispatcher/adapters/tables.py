@@ -105,6 +105,7 @@ letters = sa.Table(
     ),
 )
 
+# When the next routine job of a site may be handed over.
 site_turns = sa.Table(
     "site_turns",
     metadata,
@@ -130,6 +131,7 @@ task_outbox = sa.Table(
     sa.Column("priority", sa.Text, nullable=False),
     sa.Column("manifest", sa.LargeBinary),  # null for withdraw
     sa.Column("not_before", _MOMENT, nullable=False),
+    sa.Column("site", sa.Text, nullable=False, server_default=""),
     sa.Index("task_outbox_next", "action", "priority", "attempt", "id"),
     sa.Index("task_outbox_job", "job_id"),
 )

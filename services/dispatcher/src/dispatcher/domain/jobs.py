@@ -29,8 +29,6 @@ class Limits:
     retry_backoff: timedelta = timedelta(seconds=5)
     queue_deadline: timedelta = timedelta(seconds=120)
     run_deadline: timedelta = timedelta(seconds=300)
-    site_interval: timedelta = timedelta(0)
-    """Between two routine jobs of one site; zero for no limit."""
 
 
 @dataclass(frozen=True)
@@ -220,14 +218,6 @@ def expedited(job: Job, now: datetime, limits: Limits) -> Change | None:
     if job.state != "queued" or job.priority == "stat":
         return None
     return _again(replace(job, priority="stat"), now, timedelta(0), limits, suspect=job.starts > 0)
-
-
-def paced(change: Change, not_before: datetime, limits: Limits) -> Change:
-    """The same, handed over no earlier than the site's turn."""
-    if not_before <= change.job.queued_at:
-        return change
-    job = replace(change.job, queued_at=not_before, deadline_at=not_before + limits.queue_deadline)
-    return replace(change, job=job)
 
 
 def _again(job: Job, now: datetime, pause: timedelta, limits: Limits, *, suspect: bool) -> Change:
