@@ -248,6 +248,7 @@ class Dispatcher(Part):
 
         yield "sweep", lambda: self.use_cases.sweep(self.units, Nowhere(), lambda: True)  # type: ignore[arg-type]
         yield "awaited", awaited
+        yield "nothing_to_expire", lambda: self.use_cases.expire(self.units, timedelta(days=4000), threading.Event())
         yield "load", load
         yield "lists", lists
         yield "prune_inbox", lambda: dispatcher_tables.inbox.prune(self.database, self.clock)

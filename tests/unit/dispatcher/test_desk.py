@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
@@ -15,6 +16,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from dispatcher.adapters import tables
 from dispatcher.adapters.commands import run_command
 from dispatcher.adapters.operations import operation_routes
 from dispatcher.app import main
@@ -191,11 +193,11 @@ def test_a_waiting_job_is_expedited(dispatcher: Operated) -> None:
     assert dispatcher.post(f"/v1/jobs/{job}/expedite") == 409
 
 
-def buried(value: bytes, topic: str = STUDY_COMPLETED, consumer: str = "dispatcher") -> Event:
+def buried(value: bytes, topic: str = STUDY_COMPLETED, consumer: str = "dispatcher", offset: int = 7) -> Event:
     data = {
         "topic": topic,
         "partition": 0,
-        "offset": 7,
+        "offset": offset,
         "key": "1.2.3",
         "value_base64": base64.b64encode(value).decode(),
         "error_code": "handler_failed",
@@ -203,7 +205,7 @@ def buried(value: bytes, topic: str = STUDY_COMPLETED, consumer: str = "dispatch
         "attempts": 5,
         "consumer": consumer,
     }
-    return Event(DEAD_LETTER, f"/{consumer}", "1.2.3", f"{topic}/0/7", NOW, data)
+    return Event(DEAD_LETTER, f"/{consumer}", "1.2.3", f"{topic}/0/{offset}", NOW, data)
 
 
 def hear_letter(dispatcher: Operated, letter: Event) -> None:
@@ -282,6 +284,61 @@ def test_pages_of_other_sites_cannot_decide(dispatcher: Operated) -> None:
     assert refused.headers["content-type"] == "application/problem+json"
     assert len(dispatcher.items("/v1/held")) == 1
     assert dispatcher.http.get("/v1/held?limit=0").status_code == 400
+
+
+def test_what_is_decided_is_deleted_after_a_time_and_what_waits_is_not(dispatcher: Operated) -> None:
+    done, waiting = dispatcher.study(new_uid()), dispatcher.study(new_uid())
+    dispatcher.answer(REPORT_GENERATED, dispatcher.job(done))
+    _, failed = dispatcher.failed_job()
+    _, discarded = dispatcher.failed_job()
+    dispatcher.desk.discard(discarded)
+    declined, held = new_uid(), new_uid()
+    for uid in (declined, held):
+        dispatcher.unclear(uid)
+    dispatcher.desk.decline(declined)
+    letters = [buried(completed(new_uid()).to_bytes(), offset=offset) for offset in (1, 2)]
+    for letter in letters:
+        hear_letter(dispatcher, letter)
+    dispatcher.desk.replay_letter(letters[0].id)
+
+    def expire() -> int:
+        return dispatcher.handlers.expire(dispatcher.units, timedelta(days=90), threading.Event())
+
+    dispatcher.clock.advance(timedelta(days=89).total_seconds())
+    assert expire() == 0
+    dispatcher.clock.advance(timedelta(days=2).total_seconds())
+    assert expire() == 4
+    with dispatcher.units.read() as unit:
+        left = {job for job in (done, waiting, failed, discarded) if unit.job(job) is not None}
+        assert left == {waiting, failed}
+        assert unit.letter(letters[0].id) is None
+        assert unit.hold(declined) is None
+    assert dispatcher.outstanding()["waiting_for_a_person"] == {"held": 1, "failed": 1, "dead_letters": 1}
+
+
+def test_old_rows_are_deleted_in_small_steps_until_told_to_stop(dispatcher: Operated) -> None:
+    with dispatcher.database.write() as connection:
+        connection.execute(tables.letters.insert(), [letter_row(number) for number in range(450)])
+    dispatcher.clock.advance(10)
+    stop = threading.Event()
+    stop.set()
+    assert dispatcher.handlers.expire(dispatcher.units, timedelta(0), stop) == 0
+    with dispatcher.units.write() as unit:
+        assert unit.expire(dispatcher.clock.now(), 200) == 200
+    assert dispatcher.handlers.expire(dispatcher.units, timedelta(0), threading.Event()) == 250
+
+
+def letter_row(number: int) -> dict[str, Any]:
+    return {
+        "letter_id": str(number),
+        "state": "discarded",
+        "at": NOW,
+        "topic": STUDY_COMPLETED,
+        "key": "1.2.3",
+        "value": b"",
+        "error_code": "handler_failed",
+        "attempts": 5,
+    }
 
 
 class Paced(Operated):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import logging
+import threading
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from prometheus_client import Counter, Gauge
@@ -241,6 +242,22 @@ class Handlers:
                     log.warning("job queued again", extra={"job_id": job_id, "attempt": change.job.attempt, "why": why})
                 self.apply(unit, change)
         return len(overdue)
+
+    def expire(self, units: Units, keep: timedelta, stop: threading.Event) -> int:
+        """Delete what ended longer ago than `keep`, in small steps, so that events are not held up; returns how many.
+
+        What waits for a person stays, and so do the studies' newest versions.
+        """
+        before, total = self._clock.now() - keep, 0
+        while not stop.is_set():
+            with units.write() as unit:
+                gone = unit.expire(before, _SWEEP_BATCH)
+            if gone == 0:
+                break
+            total += gone
+        if total:
+            log.info("old rows deleted", extra={"rows": total})
+        return total
 
     def apply(self, unit: Unit, change: Change | None) -> None:
         """Save a change and what follows from it."""

@@ -149,6 +149,10 @@ class Unit(Protocol):
         """Dead letters that wait for a person, newest first."""
         ...
 
+    def expire(self, before: datetime, limit: int) -> int:
+        """Delete up to `limit` each of jobs, holds and letters that nobody waits for since before then; how many."""
+        ...
+
     def pause(self) -> Pause | None:
         """The pause that holds now."""
         ...

@@ -113,6 +113,13 @@ class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSetting
         le=6000,
         description="Most routine jobs a minute from one site (called AE title), to spare its EHR; 0: no limit.",
     )
+    retain_days: float = Field(
+        90.0,
+        ge=0,
+        le=36500,
+        description="Jobs that are done, superseded or discarded, decided holds and decided dead letters (which name "
+        "the patient) are deleted after this long; what waits for a person stays. 0: never.",
+    )
     sweep_interval_s: float = Field(2.0, ge=0.05, le=60, description="How often overdue jobs are looked for.")
 
     @field_validator("modalities", "stat_calling_ae_titles", "chest_procedure_codes", mode="before")

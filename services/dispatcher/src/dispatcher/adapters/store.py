@@ -25,6 +25,13 @@ _T = TypeVar("_T")
 # Literals, so that the planner sees that the partial index fits, however many jobs have finished.
 _open = _jobs.c.state.in_([sa.literal_column(f"'{state}'") for state in UNFINISHED])
 
+# Table, its key, since when, and the states in which nobody needs a row any more.
+_DECIDED = (
+    (_jobs, _jobs.c.job_id, _jobs.c.finished_at, ("done", "superseded", "discarded")),
+    (_holds, _holds.c.study_instance_uid, _holds.c.decided_at, ("released", "declined", "superseded")),
+    (_letters, _letters.c.letter_id, _letters.c.at, ("replayed", "discarded")),
+)
+
 
 class SqlUnit:
     """`ports.Unit` on an open transaction."""
@@ -160,6 +167,16 @@ class SqlUnit:
         query = sa.select(_letters).where(_letters.c.state == sa.literal_column("'waiting'"))
         rows = self._connection.execute(query.order_by(_letters.c.at.desc()).limit(limit))
         return [_made(Letter, row) for row in rows]
+
+    def expire(self, before: datetime, limit: int) -> int:
+        """By the partial indices."""
+        gone = 0
+        for table, key, since, states in _DECIDED:
+            # Literals, so that the planner sees that the partial index fits.
+            decided = table.c.state.in_([sa.literal_column(f"'{state}'") for state in states])
+            old = sa.select(key).where(decided, since < before).order_by(since).limit(limit)
+            gone += self._connection.execute(table.delete().where(key.in_(old.scalar_subquery()))).rowcount
+        return gone
 
     def pause(self) -> Pause | None:
         """One row or none."""

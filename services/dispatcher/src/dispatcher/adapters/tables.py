@@ -20,7 +20,7 @@ jobs = sa.Table(
     sa.Column("study_instance_uid", sa.Text, nullable=False),
     sa.Column("study_version", sa.Integer, nullable=False),
     sa.Column("model_version", sa.Text, nullable=False),
-    sa.Column("state", sa.Text, nullable=False),  # queued, running, done, failed, superseded
+    sa.Column("state", sa.Text, nullable=False),  # queued, running, done, failed, superseded, discarded
     # Numbers the messages: each time the job is queued it gets the next one.
     sa.Column("attempt", sa.Integer, nullable=False),
     # How often a worker said that it began: this, not `attempt`, is limited, so that a queue that loses its messages
@@ -44,6 +44,13 @@ jobs = sa.Table(
         "deadline_at",
         sqlite_where=sa.text("state IN ('queued', 'running')"),
         postgresql_where=sa.text("state IN ('queued', 'running')"),
+    ),
+    # Those that are deleted after a time.
+    sa.Index(
+        "jobs_ended",
+        "finished_at",
+        sqlite_where=sa.text("state IN ('done', 'superseded', 'discarded')"),
+        postgresql_where=sa.text("state IN ('done', 'superseded', 'discarded')"),
     ),
     # Those that a person has to look at, likewise few.
     sa.Index(
@@ -78,6 +85,12 @@ holds = sa.Table(
     sa.Column("held_at", _MOMENT, nullable=False),
     sa.Column("decided_at", _MOMENT),
     sa.Index(
+        "holds_decided",
+        "decided_at",
+        sqlite_where=sa.text("state IN ('released', 'declined', 'superseded')"),
+        postgresql_where=sa.text("state IN ('released', 'declined', 'superseded')"),
+    ),
+    sa.Index(
         "holds_waiting",
         "held_at",
         sqlite_where=sa.text("state = 'waiting'"),
@@ -97,6 +110,12 @@ letters = sa.Table(
     sa.Column("value", sa.LargeBinary, nullable=False),
     sa.Column("error_code", sa.Text, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Index(
+        "letters_decided",
+        "at",
+        sqlite_where=sa.text("state IN ('replayed', 'discarded')"),
+        postgresql_where=sa.text("state IN ('replayed', 'discarded')"),
+    ),
     sa.Index(
         "letters_waiting",
         "at",
