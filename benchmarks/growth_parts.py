@@ -219,7 +219,7 @@ class Dispatcher(Part):
     def study(self, number: int) -> Iterator[Step]:
         """From the study to the report."""
         handlers = event_handlers(self.use_cases, self.clock)
-        tasks = TaskRelay(self.database, self.store, Nowhere(), self.clock)  # type: ignore[arg-type]  # takes all
+        tasks = TaskRelay(self.database, self.store, Nowhere(), self.clock, ahead=10**9)  # type: ignore[arg-type]  # takes all
         told = {type_: event(type_, number) for type_ in (STUDY_COMPLETED, REPORT_STARTED, REPORT_GENERATED)}
         for type_, each in told.items():
             handle = functools.partial(self.consume, dispatcher_tables.inbox, handlers[type_], each)
@@ -234,7 +234,7 @@ class Dispatcher(Part):
 
         def load() -> None:
             with self.units.read() as unit:
-                outstanding(unit.load(), unit.waiting(), self.clock.now())
+                outstanding(unit.load(), unit.awaited(), unit.waiting(), self.clock.now())
 
         def awaited() -> None:
             with self.units.read() as unit:
@@ -248,6 +248,7 @@ class Dispatcher(Part):
 
         yield "sweep", lambda: self.use_cases.sweep(self.units, Nowhere(), lambda: True)  # type: ignore[arg-type]
         yield "awaited", awaited
+        yield "nothing_to_expire", lambda: self.use_cases.expire(self.units, timedelta(days=4000), threading.Event())
         yield "load", load
         yield "lists", lists
         yield "prune_inbox", lambda: dispatcher_tables.inbox.prune(self.database, self.clock)

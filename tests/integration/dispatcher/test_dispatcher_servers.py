@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher.domain.jobs import Limits
 from integration.inference_worker.rig import Rig, eventually
 from pipeline.database import Database
 from pipeline.events import REPORT_FAILED, REPORT_GENERATED, REPORT_REQUESTED, REPORT_STARTED
-from unit.dispatcher.studies import NOW, completed, new_uid
+from unit.dispatcher.studies import completed, new_uid
 from unit.dispatcher.test_desk import Operated, buried, hear_letter
 from unit.dispatcher.test_dispatching import Dispatcher
 
@@ -25,6 +24,7 @@ def test_a_job_on_postgresql(postgres_url: str, tmp_path: Path) -> None:
         uid = new_uid()
         old = dispatcher.study(uid)
         job = dispatcher.study(uid, 2)
+        dispatcher.study(uid, 1)  # told again, late
         dispatcher.relay.relay_once()
         assert dispatcher.job(old).state == "superseded"
         for _ in range(3):
@@ -44,16 +44,15 @@ def test_a_job_on_postgresql(postgres_url: str, tmp_path: Path) -> None:
 
 @pytest.mark.needs("postgres")
 def test_what_people_decide_on_postgresql(postgres_url: str, tmp_path: Path) -> None:
-    limits = Limits(site_interval=timedelta(seconds=10))
     with closing(Database(postgres_url)) as database:
-        dispatcher = Operated(database, tmp_path, limits)
+        dispatcher = Operated(database, tmp_path)
+        dispatcher.relay = dispatcher.new_relay(pace=timedelta(seconds=10))
         uid = new_uid()
         dispatcher.unclear(uid)
         assert [held["study_instance_uid"] for held in dispatcher.desk.held()] == [uid]
         dispatcher.desk.release(uid)
         assert dispatcher.desk.held() == []
         second = dispatcher.study(new_uid())
-        assert (dispatcher.job(second).queued_at - NOW).total_seconds() == 10
         dispatcher.desk.pause("maintenance")
         dispatcher.desk.pause("again")
         dispatcher.relay.relay_once()
@@ -62,8 +61,11 @@ def test_what_people_decide_on_postgresql(postgres_url: str, tmp_path: Path) -> 
         assert paused is not None
         assert paused["reason"] == "maintenance"
         dispatcher.desk.resume()
+        assert dispatcher.relay.relay_once() == 1
+        assert dispatcher.relay.relay_once() == 0
         dispatcher.clock.advance(10)
-        assert dispatcher.relay.relay_once() == 2
+        assert dispatcher.relay.relay_once() == 1
+        assert dispatcher.broker.tasks[-1][0] == second
         dispatcher.answer(REPORT_FAILED, dispatcher.job(second), error_code="pixels_undecodable", retryable=False)
         assert [job["job_id"] for job in dispatcher.desk.failed()] == [second]
         dispatcher.desk.replay(second)

@@ -19,8 +19,8 @@ from pipeline.database import Database
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 SERVICES = ["dicom_listener", "dispatcher", "fhir_writer", "console"]
-FEW_ROWS = {"pauses", "dead_letters", "task_outbox"}
-"""One row at most; counted up to a limit; a queue that is worked off at once."""
+FEW_ROWS = {"pauses", "dead_letters"}
+"""One row at most; counted up to a limit."""
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
@@ -15,16 +16,18 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from dispatcher.adapters import tables
 from dispatcher.adapters.commands import run_command
 from dispatcher.adapters.operations import operation_routes
 from dispatcher.app import main
 from dispatcher.desk import Desk
 from dispatcher.domain.eligibility import Policy
-from dispatcher.domain.jobs import Limits
+from dispatcher.domain.jobs import superseded
 from pipeline.database import Database
 from pipeline.events import (
     DEAD_LETTER,
     REPORT_FAILED,
+    REPORT_GENERATED,
     REPORT_REQUESTED,
     REPORT_STARTED,
     STUDY_COMPLETED,
@@ -39,9 +42,8 @@ from unit.dispatcher.test_dispatching import Dispatcher
 class Operated(Dispatcher):
     """A dispatcher that asks where evidence is missing, with its operator's desk."""
 
-    def __init__(self, database: Database, folder: Path, limits: Limits | None = None) -> None:
-        policy = Policy(missing_evidence="ask", stat_calling_ae_titles=frozenset({"ER"}))
-        super().__init__(database, folder, policy, limits)
+    def __init__(self, database: Database, folder: Path) -> None:
+        super().__init__(database, folder, Policy(missing_evidence="ask", stat_calling_ae_titles=frozenset({"ER"})))
         self.desk = Desk(self.units, self.handlers, self.clock)
         self.http = TestClient(Starlette(routes=operation_routes(self.desk)))
 
@@ -151,6 +153,25 @@ def test_a_failed_job_is_not_replayed_beside_a_newer_version(dispatcher: Operate
     assert dispatcher.job(job).state == "failed"
 
 
+def test_a_newer_version_that_is_held_or_skipped_takes_an_older_one_back(dispatcher: Operated) -> None:
+    uid = new_uid()
+    job = dispatcher.study(uid)
+    dispatcher.unclear(uid, 2)
+    assert dispatcher.job(job).state == "superseded"
+    assert [held["study_version"] for held in dispatcher.items("/v1/held")] == [2]
+    dispatcher.study(uid, 3, age="004Y")
+    assert dispatcher.items("/v1/held") == []
+    assert dispatcher.post(f"/v1/held/{uid}/release") == 409
+    dispatcher.unclear(uid, 2)  # told again, late
+    assert dispatcher.items("/v1/held") == []
+
+
+def test_a_failed_job_is_not_replayed_after_a_newer_version_was_skipped(dispatcher: Operated) -> None:
+    uid, job = dispatcher.failed_job()
+    dispatcher.study(uid, 2, age="004Y")
+    assert dispatcher.post(f"/v1/jobs/{job}/replay") == 409
+
+
 def test_a_failed_job_is_discarded_and_says_so(dispatcher: Operated) -> None:
     _, job = dispatcher.failed_job()
     assert dispatcher.command("failed")[1][0]["job_id"] == job
@@ -172,11 +193,11 @@ def test_a_waiting_job_is_expedited(dispatcher: Operated) -> None:
     assert dispatcher.post(f"/v1/jobs/{job}/expedite") == 409
 
 
-def buried(value: bytes, topic: str = STUDY_COMPLETED, consumer: str = "dispatcher") -> Event:
+def buried(value: bytes, topic: str = STUDY_COMPLETED, consumer: str = "dispatcher", offset: int = 7) -> Event:
     data = {
         "topic": topic,
         "partition": 0,
-        "offset": 7,
+        "offset": offset,
         "key": "1.2.3",
         "value_base64": base64.b64encode(value).decode(),
         "error_code": "handler_failed",
@@ -184,7 +205,7 @@ def buried(value: bytes, topic: str = STUDY_COMPLETED, consumer: str = "dispatch
         "attempts": 5,
         "consumer": consumer,
     }
-    return Event(DEAD_LETTER, f"/{consumer}", "1.2.3", f"{topic}/0/7", NOW, data)
+    return Event(DEAD_LETTER, f"/{consumer}", "1.2.3", f"{topic}/0/{offset}", NOW, data)
 
 
 def hear_letter(dispatcher: Operated, letter: Event) -> None:
@@ -237,6 +258,24 @@ def test_a_pause_hands_over_nothing_and_withdraws_all_the_same(dispatcher: Opera
     assert dispatcher.http.get("/v1/pause").json() == {"paused": None}
 
 
+def test_a_pause_holds_the_backlog_and_says_when_the_workers_are_drained(dispatcher: Operated) -> None:
+    dispatcher.relay = dispatcher.new_relay(ahead=2)
+    jobs = [dispatcher.study(new_uid()) for _ in range(5)]
+    dispatcher.relay.relay_once()
+    dispatcher.desk.pause("EHR update")
+    drained = []
+    for job in jobs[:2]:
+        dispatcher.answer(REPORT_STARTED, dispatcher.job(job))
+        drained.append(dispatcher.outstanding()["handed_over"])
+        dispatcher.answer(REPORT_GENERATED, dispatcher.job(job))
+        dispatcher.relay.relay_once()
+    assert (drained, dispatcher.outstanding()["handed_over"]) == ([2, 1], 0)
+    assert dispatcher.outstanding()["outstanding"] == 3
+    dispatcher.desk.resume()
+    dispatcher.relay.relay_once()
+    assert [task[0] for task in dispatcher.broker.tasks] == jobs[:4]
+
+
 def test_pages_of_other_sites_cannot_decide(dispatcher: Operated) -> None:
     uid = new_uid()
     dispatcher.unclear(uid)
@@ -247,25 +286,122 @@ def test_pages_of_other_sites_cannot_decide(dispatcher: Operated) -> None:
     assert dispatcher.http.get("/v1/held?limit=0").status_code == 400
 
 
-def test_a_site_s_routine_jobs_keep_its_pace_and_stat_ones_do_not(tmp_path: Path) -> None:
-    limits = Limits(site_interval=timedelta(seconds=10))
+def test_what_is_decided_is_deleted_after_a_time_and_what_waits_is_not(dispatcher: Operated) -> None:
+    done, waiting = dispatcher.study(new_uid()), dispatcher.study(new_uid())
+    dispatcher.answer(REPORT_GENERATED, dispatcher.job(done))
+    _, failed = dispatcher.failed_job()
+    _, discarded = dispatcher.failed_job()
+    dispatcher.desk.discard(discarded)
+    declined, held = new_uid(), new_uid()
+    for uid in (declined, held):
+        dispatcher.unclear(uid)
+    dispatcher.desk.decline(declined)
+    letters = [buried(completed(new_uid()).to_bytes(), offset=offset) for offset in (1, 2)]
+    for letter in letters:
+        hear_letter(dispatcher, letter)
+    dispatcher.desk.replay_letter(letters[0].id)
+
+    def expire() -> int:
+        return dispatcher.handlers.expire(dispatcher.units, timedelta(days=90), threading.Event())
+
+    dispatcher.clock.advance(timedelta(days=89).total_seconds())
+    assert expire() == 0
+    dispatcher.clock.advance(timedelta(days=2).total_seconds())
+    assert expire() == 4
+    with dispatcher.units.read() as unit:
+        left = {job for job in (done, waiting, failed, discarded) if unit.job(job) is not None}
+        assert left == {waiting, failed}
+        assert unit.letter(letters[0].id) is None
+        assert unit.hold(declined) is None
+    assert dispatcher.outstanding()["waiting_for_a_person"] == {"held": 1, "failed": 1, "dead_letters": 1}
+
+
+def test_old_rows_are_deleted_in_small_steps_until_told_to_stop(dispatcher: Operated) -> None:
+    with dispatcher.database.write() as connection:
+        connection.execute(tables.letters.insert(), [letter_row(number) for number in range(450)])
+    dispatcher.clock.advance(10)
+    stop = threading.Event()
+    stop.set()
+    assert dispatcher.handlers.expire(dispatcher.units, timedelta(0), stop) == 0
+    with dispatcher.units.write() as unit:
+        assert unit.expire(dispatcher.clock.now(), 200) == 200
+    assert dispatcher.handlers.expire(dispatcher.units, timedelta(0), threading.Event()) == 250
+
+
+def letter_row(number: int) -> dict[str, Any]:
+    return {
+        "letter_id": str(number),
+        "state": "discarded",
+        "at": NOW,
+        "topic": STUDY_COMPLETED,
+        "key": "1.2.3",
+        "value": b"",
+        "error_code": "handler_failed",
+        "attempts": 5,
+    }
+
+
+class Paced(Operated):
+    """Ten seconds between two routine jobs of a site."""
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        super().__init__(database, folder)
+        self.relay = self.new_relay(pace=timedelta(seconds=10))
+
+    def handed(self) -> list[tuple[str, int]]:
+        """Jobs and attempts that are handed over now."""
+        before = len(self.broker.tasks)
+        while self.relay.relay_once():
+            pass
+        return [task[:2] for task in self.broker.tasks[before:]]
+
+    def handed_every(self, seconds: float, times: int) -> list[list[tuple[str, int]]]:
+        """The same, each time after so many seconds."""
+        turns = []
+        for _ in range(times):
+            self.clock.advance(seconds)
+            turns.append(self.handed())
+        return turns
+
+
+@pytest.fixture
+def paced(tmp_path: Path) -> Iterator[Paced]:
     with closing(Database(f"sqlite:///{tmp_path}/dispatcher.sqlite3")) as database:
-        dispatcher = Operated(database, tmp_path, limits)
-        slow = [dispatcher.study(new_uid(), called="NORTH") for _ in range(3)]
-        other = dispatcher.study(new_uid(), called="SOUTH")
-        urgent = dispatcher.study(new_uid(), called="NORTH", callers=["ER"])
-        dispatcher.relay.relay_once()
-        handed = [task[0] for task in dispatcher.broker.tasks]
-        assert handed == [slow[0], other, urgent]
-        for expected in slow[1:]:
-            dispatcher.clock.advance(10)
-            dispatcher.relay.relay_once()
-            assert dispatcher.broker.tasks[-1][0] == expected
-        waits = [dispatcher.job(job).queued_at - NOW for job in slow]
-        assert waits == [timedelta(0), timedelta(seconds=10), timedelta(seconds=20)]
-        dispatcher.clock.advance(100)
-        dispatcher.study(new_uid(), called="NORTH")
-        assert dispatcher.relay.relay_once() == 1, "turns that nobody took are not saved up, nor owed"
+        yield Paced(database, tmp_path)
+
+
+def test_a_site_s_routine_jobs_keep_its_pace_and_stat_ones_do_not(paced: Paced) -> None:
+    slow = [paced.study(new_uid(), called="NORTH") for _ in range(3)]
+    other = paced.study(new_uid(), called="SOUTH")
+    urgent = paced.study(new_uid(), called="NORTH", callers=["ER"])
+    assert paced.handed() == [(urgent, 1), (slow[0], 1), (other, 1)]
+    assert paced.handed_every(5, 4) == [[], [(slow[1], 1)], [], [(slow[2], 1)]]
+    paced.clock.advance(100)
+    more = [paced.study(new_uid(), called="NORTH") for _ in range(2)]
+    assert paced.handed() == [(more[0], 1)], "turns that nobody took are not saved up, nor owed"
+    assert paced.handed_every(10, 1) == [[(more[1], 1)]]
+
+
+def test_the_pace_holds_after_a_pause(paced: Paced) -> None:
+    paced.desk.pause("EHR update")
+    jobs = [paced.study(new_uid(), called="NORTH") for _ in range(3)]
+    paced.clock.advance(3600)
+    assert paced.handed() == []
+    paced.desk.resume()
+    assert paced.handed() == [(jobs[0], 1)]
+    assert paced.handed_every(10, 2) == [[(jobs[1], 1)], [(jobs[2], 1)]]
+
+
+def test_a_retry_neither_wastes_nor_moves_a_turn(paced: Paced) -> None:
+    first, second, third = (paced.study(new_uid(), called="NORTH") for _ in range(3))
+    assert paced.handed() == [(first, 1)]
+    paced.answer(REPORT_STARTED, paced.job(first))
+    paced.answer(REPORT_FAILED, paced.job(first))
+    with paced.units.write() as unit:
+        paced.handlers.apply(unit, superseded(paced.job(second), paced.clock.now()))
+    assert paced.handed_every(4, 2) == [[], []], "due again, but it is not the site's turn"
+    assert paced.handed_every(2, 1) == [[(first, 2)]], "before those that were never begun"
+    assert paced.handed_every(10, 2) == [[(third, 1)], []], "what was taken back needs no turn"
 
 
 def test_commands_work_on_the_database_of_a_service_that_is_down(

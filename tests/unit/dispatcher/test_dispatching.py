@@ -9,6 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import alembic.command
+import alembic.config
 import pytest
 import sqlalchemy as sa
 
@@ -69,8 +71,11 @@ class Dispatcher:
         self.limits = limits or Limits()
         policy = policy or Policy(stat_calling_ae_titles=frozenset({"ER"}))
         self.handlers = Handlers(policy, self.limits, "default", self.clock)
-        self.relay = TaskRelay(self.database, self.store, self.broker, self.clock)
+        self.relay = self.new_relay()
         self.by_type = event_handlers(self.handlers, self.clock)
+
+    def new_relay(self, ahead: int = 200, pace: timedelta = timedelta(0)) -> TaskRelay:
+        return TaskRelay(self.database, self.store, self.broker, self.clock, ahead=ahead, site_interval=pace)
 
     def hear(self, event: Event) -> None:
         with self.database.write() as connection:
@@ -111,7 +116,7 @@ class Dispatcher:
 
     def outstanding(self) -> dict[str, Any]:
         with self.units.read() as unit:
-            return outstanding(unit.load(), unit.waiting(), self.clock.now())
+            return outstanding(unit.load(), unit.awaited(), unit.waiting(), self.clock.now())
 
 
 @pytest.fixture
@@ -195,6 +200,50 @@ def test_a_finished_version_stays_done_when_a_newer_one_comes(dispatcher: Dispat
     assert dispatcher.job(old).state == "done"
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_newer_version_that_is_skipped_takes_an_older_one_back(dispatcher: Dispatcher, begun: bool) -> None:
+    uid = new_uid()
+    old = dispatcher.study(uid)
+    dispatcher.relay.relay_once()
+    if begun:
+        dispatcher.answer(REPORT_STARTED, dispatcher.job(old))
+    dispatcher.study(uid, 2, born="2020-01-01")
+    assert dispatcher.published(STUDY_SKIPPED)[-1]["data"]["reason"]["code"] == "paediatric"
+    assert dispatcher.job(old).state == "superseded"
+    dispatcher.relay.relay_once()
+    assert not dispatcher.store.exists(dispatcher.job(old).manifest_ref)
+    dispatcher.study(uid, 1)  # told again, late: as an event or as a dead letter
+    dispatcher.relay.relay_once()
+    assert len(dispatcher.broker.tasks) == 1
+    assert dispatcher.outstanding()["outstanding"] == 0
+
+
+def test_a_version_that_only_came_late_is_not_queued_after_a_newer_one_was_skipped(dispatcher: Dispatcher) -> None:
+    uid = new_uid()
+    dispatcher.study(uid, 2, born="2020-01-01")
+    dispatcher.study(uid, 1)
+    assert dispatcher.published(REPORT_REQUESTED) == []
+    dispatcher.study(uid, 3)
+    assert len(dispatcher.published(REPORT_REQUESTED)) == 1
+
+
+def test_versions_known_before_the_table_of_versions_are_still_known(tmp_path: Path) -> None:
+    with closing(Database(f"sqlite:///{tmp_path}/dispatcher.sqlite3")) as database:
+        dispatcher = Dispatcher(database, tmp_path)
+        uid = new_uid()
+        dispatcher.study(uid, 3)
+        config = alembic.config.Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        with database.engine.begin() as connection:
+            config.attributes["connection"] = connection
+            alembic.command.downgrade(config, "0002")
+        database.migrate(MIGRATIONS)
+        dispatcher.study(uid, 2)
+        assert len(dispatcher.published(REPORT_REQUESTED)) == 1
+        with database.read() as connection:
+            assert connection.execute(sa.select(tables.versions.c.newest)).all() == [(3,)]
+
+
 def test_done_takes_the_manifest_away(dispatcher: Dispatcher) -> None:
     job = dispatcher.study(new_uid())
     dispatcher.relay.relay_once()
@@ -245,6 +294,7 @@ def test_a_broker_that_forgot_everything_gets_it_again(dispatcher: Dispatcher) -
     dispatcher.relay.relay_once()
     assert {(task[0], task[1]) for task in dispatcher.broker.tasks} == {(job, 2) for job in jobs}
     assert len(list(dispatcher.store.keys("manifests"))) == 3  # those of the first attempts are gone
+    assert {event["data"]["suspect"] for event in dispatcher.published(REPORT_REQUESTED)} == {False}
 
 
 def test_what_only_waits_in_a_long_queue_stays_in_its_place(dispatcher: Dispatcher) -> None:
@@ -257,6 +307,46 @@ def test_what_only_waits_in_a_long_queue_stays_in_its_place(dispatcher: Dispatch
         assert dispatcher.sweep() == 0
     assert dispatcher.relay.relay_once() == 0
     assert len(dispatcher.published(REPORT_REQUESTED)) == 3
+
+
+def test_no_more_is_handed_over_than_the_workers_need_and_what_is_urgent_at_once(dispatcher: Dispatcher) -> None:
+    dispatcher.relay = dispatcher.new_relay(ahead=2)
+    first, second, third, fourth = (dispatcher.study(new_uid()) for _ in range(4))
+
+    def handed() -> list[str]:
+        before = len(dispatcher.broker.tasks)
+        while dispatcher.relay.relay_once():
+            pass
+        return [task[0] for task in dispatcher.broker.tasks[before:]]
+
+    assert handed() == [first, second]
+    urgent = dispatcher.study(new_uid(), callers=["ER"])
+    assert handed() == [urgent]
+    assert (dispatcher.outstanding()["outstanding"], dispatcher.outstanding()["handed_over"]) == (5, 3)
+    dispatcher.answer(REPORT_GENERATED, dispatcher.job(urgent))
+    assert handed() == [], "two are still there"
+    dispatcher.answer(REPORT_STARTED, dispatcher.job(first))
+    dispatcher.answer(REPORT_FAILED, dispatcher.job(first))
+    dispatcher.clock.advance(60)
+    assert handed() == [first], "what was begun before goes before what was not"
+    dispatcher.answer(REPORT_GENERATED, dispatcher.job(first))
+    dispatcher.answer(REPORT_GENERATED, dispatcher.job(second))
+    assert handed() == [third, fourth]
+
+
+def test_what_is_held_back_is_not_lost_with_the_broker(dispatcher: Dispatcher) -> None:
+    dispatcher.relay = dispatcher.new_relay(ahead=2)
+    jobs = [dispatcher.study(new_uid()) for _ in range(4)]
+    dispatcher.relay.relay_once()
+    dispatcher.broker.tasks.clear()
+    dispatcher.clock.advance(121)
+    dispatcher.sweep()
+    assert [dispatcher.job(job).attempt for job in jobs] == [2, 2, 1, 1]
+    dispatcher.relay.relay_once()
+    assert [task[:2] for task in dispatcher.broker.tasks] == [(jobs[0], 2), (jobs[1], 2)]
+    dispatcher.clock.advance(121)
+    dispatcher.sweep()
+    assert [dispatcher.job(job).attempt for job in jobs] == [2, 2, 1, 1], "all that was handed over is there"
 
 
 def test_while_the_broker_is_away_nothing_is_called_lost(dispatcher: Dispatcher) -> None:
@@ -281,6 +371,26 @@ def test_a_worker_that_went_silent_is_given_up_after_three_starts(dispatcher: Di
     (event,) = dispatcher.published(REPORT_FAILED)
     assert event["data"]["error_code"] == "attempts_exhausted"
     assert dispatcher.job(job).finished_at == dispatcher.clock.now()
+    assert [told["data"]["suspect"] for told in dispatcher.published(REPORT_REQUESTED)] == [False, True, True]
+
+
+def test_after_a_change_of_the_model_version_old_jobs_are_done_by_the_new_one(dispatcher: Dispatcher) -> None:
+    uid = new_uid()
+    job = dispatcher.study(uid)
+    handlers = Handlers(Policy(), dispatcher.limits, "2", dispatcher.clock)
+    dispatcher.by_type = event_handlers(handlers, dispatcher.clock)
+    for _ in range(5):  # no worker of either version
+        dispatcher.answer(REPORT_FAILED, dispatcher.job(job), error_code="wrong_model_version")
+    asked = [told["data"]["model_version"] for told in dispatcher.published(REPORT_REQUESTED)]
+    assert asked == ["default"] + 5 * ["2"]
+    assert (dispatcher.job(job).state, dispatcher.job(job).starts) == ("queued", 0)
+    assert dispatcher.published(REPORT_FAILED) == []
+    dispatcher.hear(completed(uid))  # told again: it is one job all the same
+    assert dispatcher.outstanding()["outstanding"] == 1
+    dispatcher.answer(REPORT_FAILED, dispatcher.job(job), retryable=False)
+    with dispatcher.units.write() as unit:
+        assert Handlers(Policy(), dispatcher.limits, "3", dispatcher.clock).replay(unit, dispatcher.job(job))
+    assert dispatcher.published(REPORT_REQUESTED)[-1]["data"]["model_version"] == "3"
 
 
 def test_words_about_jobs_nobody_knows_are_harmless(dispatcher: Dispatcher) -> None:
@@ -294,6 +404,7 @@ def test_words_about_jobs_nobody_knows_are_harmless(dispatcher: Dispatcher) -> N
 
 def test_outstanding(dispatcher: Dispatcher) -> None:
     first = dispatcher.study(new_uid(), callers=["ER"])
+    dispatcher.relay.relay_once()
     dispatcher.clock.advance(10)
     dispatcher.study(new_uid())
     dispatcher.answer(REPORT_STARTED, dispatcher.job(first))
@@ -303,6 +414,7 @@ def test_outstanding(dispatcher: Dispatcher) -> None:
         "outstanding": 2,
         "queued": 1,
         "running": 1,
+        "handed_over": 1,
         "oldest_age_s": 15.0,
         "queues": {
             "reports.stat": nothing | {"outstanding": 1, "running": 1, "oldest_age_s": 15.0},

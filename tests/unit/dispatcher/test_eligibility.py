@@ -121,6 +121,54 @@ def test_missing_evidence_follows_the_site() -> None:
     assert decision.assumed == ("body_part_unknown", "view_unknown")
 
 
+LATERAL = {"view_position": "LL"}
+BLANK = {"body_part_examined": None, "view_position": None}
+BLANK_PA = {"body_part_examined": None, "view_position": "PA"}
+HAND_AND_CHEST = {"series_description": "Hand PA"}
+"""Changes to an image of which the headers say that it is a frontal view of the chest."""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "missing", "expected", "chosen"),
+    [
+        # The frontal view's headers are blank: the site's say on missing evidence decides.
+        (LATERAL, BLANK_PA, "report", "report: body_part_unknown", [1, 0]),
+        (LATERAL, BLANK_PA, "ask", "ask: body_part_unknown", [1, 0]),
+        (LATERAL, BLANK_PA, "skip", "skip: body_part_unknown", []),
+        (LATERAL, BLANK, "report", "report: body_part_unknown view_unknown", [1, 0]),
+        (LATERAL, BLANK, "ask", "ask: body_part_unknown view_unknown", [1, 0]),
+        (LATERAL, BLANK, "skip", "skip: body_part_unknown", []),
+        (LATERAL, {"view_position": None}, "report", "report: view_unknown", [1, 0]),
+        (LATERAL, {"view_position": None}, "skip", "skip: view_unknown", []),
+        ({"view_position": "RAO"}, BLANK_PA, "report", "report: body_part_unknown", [1]),
+        # What is known to be the chest goes before what may be.
+        ({}, BLANK_PA, "skip", "report:", [0]),
+        ({"view_position": None}, BLANK_PA, "report", "report: view_unknown", [0]),
+        # No other image can be the frontal view.
+        (LATERAL, BLANK | LATERAL, "report", "skip: no_frontal_view", []),
+        (LATERAL, {"body_part_examined": "ABDOMEN", "view_position": "AP"}, "report", "skip: no_frontal_view", []),
+        (BLANK | LATERAL, {"body_part_examined": "HAND"}, "report", "skip: no_frontal_view", []),
+        # Headers that contradict each other have a setting of their own.
+        (LATERAL, HAND_AND_CHEST, "report", "skip: conflicting_body_part", []),
+        (BLANK, HAND_AND_CHEST, "report", "report: body_part_unknown view_unknown", [0]),
+    ],
+)
+def test_a_frontal_view_whose_headers_are_blank_beside_a_lateral_that_says_chest(
+    first: dict[str, Any], second: dict[str, Any], missing: str, expected: str, chosen: list[int]
+) -> None:
+    images = [instance(**first), instance(**second)]
+    policy = Policy(missing_evidence=missing)  # type: ignore[arg-type]  # one of the words
+    decision = decide(study_of(study_data(*images, age="050Y")), policy)
+    if isinstance(decision, Skip):
+        assert (f"skip: {decision.code}", []) == (expected, chosen)
+        return
+    select = decision.select if isinstance(decision, Ask) else decision
+    said = f"ask: {' '.join(decision.codes)}" if isinstance(decision, Ask) else f"report: {' '.join(select.assumed)}"
+    assert said.rstrip() == expected
+    uids = [image["sop_instance_uid"] for image in images]
+    assert [uids.index(image.sop_instance_uid) for image in select.images] == chosen
+
+
 @pytest.mark.parametrize(
     ("setting", "code", "image", "study"),
     [

@@ -125,3 +125,49 @@ def test_superseded() -> None:
     assert jobs.superseded(change.job, NOW) is None
     assert jobs.generated(change.job, NOW) is None
     assert jobs.overdue(change.job, True, NOW + timedelta(days=1), LIMITS) is None
+
+
+def test_only_a_start_without_an_answer_makes_a_suspect() -> None:
+    late = NOW + LIMITS.run_deadline
+    lost = sure(jobs.overdue(queued(), True, late, LIMITS))
+    answered = sure(jobs.failed(running(), 1, "deadline_exceeded", "", True, NOW, LIMITS))
+    urgent = sure(jobs.expedited(queued(), NOW, LIMITS))
+    final = replace(running(), state="failed", error_code="object_corrupt")
+    silent = sure(jobs.overdue(running(), False, late, LIMITS))
+    exhausted = replace(running(), state="failed", error_code=jobs.EXHAUSTED)
+    changes = {
+        "lost": lost,
+        "answered": answered,
+        "urgent": urgent,
+        "replayed": sure(jobs.replayed(final, "default", NOW, LIMITS)),
+        "silent": silent,
+        "silent and lost": sure(jobs.overdue(silent.job, True, silent.job.deadline_at, LIMITS)),
+        "silent and urgent": sure(jobs.expedited(silent.job, NOW, LIMITS)),
+        "replayed after silence": sure(jobs.replayed(exhausted, "default", NOW, LIMITS)),
+    }
+    assert all(change.enqueue and change.job.attempt > 1 for change in changes.values())
+    suspects = [name for name, change in changes.items() if change.suspect]
+    assert suspects == ["silent", "silent and lost", "silent and urgent", "replayed after silence"]
+
+
+def test_a_worker_of_another_model_version_costs_no_attempt_however_often() -> None:
+    job, pauses = queued(), []
+    for _ in range(60):
+        change = sure(jobs.handed_back(job, job.attempt, "default", NOW, LIMITS))
+        assert (change.enqueue, change.suspect, change.withdraw) == (True, False, job.attempt)
+        pauses.append(change.job.queued_at - NOW)
+        job = change.job
+    assert (job.state, job.starts, job.attempt) == ("queued", 0, 61)
+    assert pauses[:3] == [timedelta(seconds=5), timedelta(seconds=10), timedelta(seconds=20)]
+    assert max(pauses) == LIMITS.run_deadline
+    assert jobs.handed_back(job, 1, "default", NOW, LIMITS) is None
+    begun = sure(jobs.started(job, 61, NOW, LIMITS)).job
+    assert sure(jobs.handed_back(begun, 61, "default", NOW, LIMITS)).suspect, "it came back from a worker that ended"
+
+
+def test_the_pin_follows_the_site() -> None:
+    pinned = replace(queued(), model_version="1")
+    assert sure(jobs.handed_back(pinned, 1, "2", NOW, LIMITS)).job.model_version == "2"
+    failed = replace(pinned, state="failed")
+    again = sure(jobs.replayed(failed, "2", NOW, LIMITS)).job
+    assert (again.model_version, again.job_id) == ("2", pinned.job_id)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,18 @@ DRAFT = Draft(
 )
 
 
+class WatchedGate(Gate):
+    """Notes who asked to be alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[bool] = []
+
+    def hold(self, *, alone: bool) -> contextlib.AbstractContextManager[None]:
+        self.asked.append(alone)
+        return super().hold(alone=alone)
+
+
 class World:
     """Everything around the reporter; each part can be made to fail."""
 
@@ -58,9 +72,10 @@ class World:
         self.decode_s = 0.0
         self.decode_timeouts: list[float | None] = []
         self.ended: list[int] = []
+        self.gate = WatchedGate()
         self.watchdog = Watchdog(180, lambda: 0.0, self.clock, self.ended.append)
         self.reporter = Reporter(
-            self.store, self, self, lambda image: self.frontal, self, self.clock, Gate(), self.watchdog,
+            self.store, self, self, lambda image: self.frontal, self, self.clock, self.gate, self.watchdog,
             worker="w", deadline_s=120, max_object_bytes=2**20, wait=self.clock.advance,
         )  # fmt: skip
 
@@ -109,8 +124,8 @@ class World:
         self.store.put_bytes(manifest.to_bytes(), REF)
         return manifest
 
-    def run(self) -> str:
-        return self.reporter.report(1, REF, redelivered=False)
+    def run(self, *, redelivered: bool = False) -> str:
+        return self.reporter.report(REF, redelivered=redelivered)
 
 
 @pytest.fixture
@@ -153,8 +168,9 @@ def test_where_the_headers_were_in_doubt_the_picture_has_to_look_right(world: Wo
 def test_a_job_pinned_to_another_model_version_is_not_done_by_this_one(world: World) -> None:
     world.task(request={"model_version": "2"})
     assert world.run() == "failed"
-    failed = world.published[-1].data
-    assert (failed["error_code"], failed["retryable"]) == ("wrong_model_version", True)
+    (failed,) = world.published  # it never started
+    assert failed.type == REPORT_FAILED
+    assert (failed.data["error_code"], failed.data["retryable"]) == ("wrong_model_version", True)
     for version in ("1", "default"):
         world.task(request={"model_version": version})
         assert world.run() == "generated"
@@ -163,6 +179,17 @@ def test_a_job_pinned_to_another_model_version_is_not_done_by_this_one(world: Wo
 def test_a_withdrawn_task_does_nothing(world: World) -> None:
     assert world.run() == "withdrawn"
     assert world.published == []
+
+
+def test_a_task_withdrawn_while_at_work_gives_no_report(world: World) -> None:
+    def model(images: Sequence[GreyImage], timeout_s: float) -> Draft:
+        world.store.delete(REF)
+        return DRAFT
+
+    world.model = model
+    world.task()
+    assert world.run() == "withdrawn"
+    assert [event.type for event in world.published] == [REPORT_STARTED]
 
 
 @pytest.mark.parametrize(
@@ -256,6 +283,54 @@ def test_a_suspect_works_alone() -> None:
     for thread in (*threads, late):
         thread.join(10)
     assert order.getvalue() == "asb"
+
+
+@pytest.mark.parametrize(
+    ("request_", "redelivered", "asked"),
+    [
+        ({"attempt": 7}, False, [False]),
+        ({"attempt": 7, "suspect": False}, False, [False]),
+        ({"attempt": 2, "suspect": True}, False, [False, True]),
+        ({"suspect": True}, True, [True]),
+        ({}, True, [True]),
+    ],
+)
+def test_what_may_have_ended_a_worker_is_alone_and_what_was_only_queued_again_is_not(
+    world: World, request_: dict[str, Any], redelivered: bool, asked: list[bool]
+) -> None:
+    world.task(request=request_)
+    assert world.run(redelivered=redelivered) == "generated"
+    assert world.gate.asked == asked
+    assert [event.type for event in world.published] == [REPORT_STARTED, REPORT_GENERATED]
+
+
+def test_an_ordinary_study_waits_for_one_of_many_suspects() -> None:
+    gate, order = Gate(), io.StringIO()
+    first_inside, let_go = threading.Event(), threading.Event()
+
+    def suspect() -> None:
+        with gate.hold(alone=True):
+            first_inside.set()
+            let_go.wait(10)
+            order.write("s")
+
+    def ordinary() -> None:
+        with gate.hold(alone=False):
+            order.write("o")
+
+    threads = [threading.Thread(target=suspect)]
+    threads[0].start()
+    assert first_inside.wait(10)
+    for target, waiting in ((suspect, "suspects"), (suspect, "suspects"), (ordinary, "others"), (ordinary, "others")):
+        before = getattr(gate, f"_{waiting}_waiting")
+        threads.append(threading.Thread(target=target))
+        threads[-1].start()
+        while getattr(gate, f"_{waiting}_waiting") == before:
+            time.sleep(0.001)
+    let_go.set()
+    for thread in threads:
+        thread.join(10)
+    assert order.getvalue() == "sooss"
 
 
 def test_the_watchdog_ends_a_process_that_hangs() -> None:

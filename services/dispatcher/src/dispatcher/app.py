@@ -53,6 +53,7 @@ With a command, does what an operator asks for on the same database instead of s
 {COMMANDS}"""
 
 ANSWERS = (REPORT_STARTED, REPORT_GENERATED, REPORT_FAILED)
+_EXPIRY_S = 3600.0
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -63,9 +64,6 @@ def limits_of(settings: Settings) -> Limits:
         retry_backoff=timedelta(seconds=settings.retry_backoff_s),
         queue_deadline=timedelta(seconds=settings.queue_deadline_s),
         run_deadline=timedelta(seconds=settings.run_deadline_s),
-        site_interval=timedelta(
-            seconds=60 / settings.site_reports_per_minute if settings.site_reports_per_minute else 0
-        ),
     )
 
 
@@ -105,10 +103,17 @@ def operate(argv: Sequence[str]) -> int:
 
 
 class SweepLoop:
-    """Looks for overdue jobs and keeps the gauges current."""
+    """Looks for overdue jobs, keeps the gauges current, and once an hour deletes what is older than `keep`."""
 
     def __init__(
-        self, handlers: Handlers, units: Units, queue: TaskQueue, bus: Bus, clock: Clock, interval_s: float
+        self,
+        handlers: Handlers,
+        units: Units,
+        queue: TaskQueue,
+        bus: Bus,
+        clock: Clock,
+        interval_s: float,
+        keep: timedelta | None,
     ) -> None:
         self._handlers = handlers
         self._units = units
@@ -116,6 +121,8 @@ class SweepLoop:
         self._bus = bus
         self._clock = clock
         self._interval_s = interval_s
+        self._keep = keep
+        self._next_expiry = 0.0
 
     def caught_up(self) -> bool:
         """Whether every answer of the workers was heard."""
@@ -127,7 +134,10 @@ class SweepLoop:
             try:
                 self._handlers.sweep(self._units, self._queue, self.caught_up)
                 with self._units.read() as unit:
-                    outstanding(unit.load(), unit.waiting(), self._clock.now())
+                    outstanding(unit.load(), unit.awaited(), unit.waiting(), self._clock.now())
+                if self._keep is not None and self._clock.monotonic() >= self._next_expiry:
+                    self._handlers.expire(self._units, self._keep, stop)
+                    self._next_expiry = self._clock.monotonic() + _EXPIRY_S
             except Exception as error:
                 if not is_transient(error):
                     raise
@@ -155,15 +165,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     consumer = EventConsumer(bus, GROUP, event_handlers(handlers, clock), database, tables.inbox, clock)
     runner.add_loop("consumer", consumer.run)
     runner.add_loop("outbox", OutboxRelay(database, tables.outbox, producer, clock).run)
-    runner.add_loop("tasks", TaskRelay(database, store, queue, clock).run)
-    runner.add_loop("sweep", SweepLoop(handlers, units, queue, bus, clock, settings.sweep_interval_s).run)
+    pace = timedelta(seconds=60 / settings.site_reports_per_minute if settings.site_reports_per_minute else 0)
+    relay = TaskRelay(database, store, queue, clock, ahead=settings.max_handed_over, site_interval=pace)
+    runner.add_loop("tasks", relay.run)
+    keep = timedelta(days=settings.retain_days) if settings.retain_days else None
+    runner.add_loop("sweep", SweepLoop(handlers, units, queue, bus, clock, settings.sweep_interval_s, keep).run)
     for close in (database.close, bus.close, producer.close, queue.close):
         runner.on_stop(close)
 
     def show_outstanding(_request: Request) -> JSONResponse:  # starlette runs a plain function in a thread
         with units.read() as unit:
             return JSONResponse(
-                outstanding(unit.load(), unit.waiting(), clock.now()) | {"paused": unit.pause() is not None}
+                outstanding(unit.load(), unit.awaited(), unit.waiting(), clock.now())
+                | {"paused": unit.pause() is not None}
             )
 
     checks = {"database": database.ping, "bus": bus.ping, "task_queue": queue.ping, "object_store": store.ping}

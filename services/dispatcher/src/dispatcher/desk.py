@@ -58,7 +58,7 @@ class Desk:
 
     def replay(self, job_id: str) -> None:
         """Try a failed job again."""
-        why = "the job has not failed, or a newer version of its study is at work"
+        why = "the job has not failed, or its study has a newer version"
         self._on_job(job_id, self._handlers.replay, "replayed", why)
 
     def discard(self, job_id: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import logging
+import threading
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from prometheus_client import Counter, Gauge
@@ -32,6 +33,7 @@ JOBS_ENDED = Counter("echo_dispatcher_jobs_ended_total", "Jobs that reached an e
 REQUEUED = Counter("echo_dispatcher_requeued_total", "Attempts after the first", ["why"])
 OUTSTANDING = Gauge("echo_dispatcher_outstanding", "Unfinished jobs", ["queue", "state"])
 WAITING = Gauge("echo_dispatcher_waiting_for_a_person", "Held studies, failed jobs and dead letters", ["what"])
+HANDED_OVER = Gauge("echo_dispatcher_handed_over", "Unfinished jobs that are with the task queue or a worker")
 OLDEST = Gauge("echo_dispatcher_oldest_seconds", "Age of the oldest unfinished job", ["queue"])
 
 
@@ -45,16 +47,22 @@ class Handlers:
         self._clock = clock
 
     def study_completed(self, unit: Unit, event: Event) -> None:
-        """Decide; queue a job and supersede those of older versions, or tell why there is none."""
+        """Decide; queue a job, or tell why there is none. What older versions wait for is superseded in any case.
+
+        The newer version may show that the older one is not to be reported, by a birth date for example.
+        """
         uid, version = event.data["study_instance_uid"], event.data["study_version"]
         now, study = self._clock.now(), study_of(event.data)
-        known, hold = unit.jobs_of(uid), unit.hold(uid)
-        newest = max([job.study_version for job in known] + ([hold.study_version] if hold else []), default=0)
-        if newest > version or (hold is not None and hold.study_version == version):
+        hold = unit.hold(uid)
+        if unit.newest_version(uid) > version or (hold is not None and hold.study_version == version):
             log.info("study version known already", extra={"study": study_ref(uid), "version": version})
             return
+        unit.save_version(uid, version)
         if hold is not None and (superseded := holds.decided(hold, "superseded", now)) is not None:
             unit.save_hold(superseded)
+        known = unit.jobs_of(uid)
+        for older in (job for job in known if job.study_version < version):
+            self.apply(unit, jobs.superseded(older, now))
         decision = decide(study, self._policy)
         if isinstance(decision, Skip):
             STUDIES.labels(decision=decision.code).inc()
@@ -81,13 +89,14 @@ class Handlers:
             assumed=decision.assumed,
             evidence=decision.evidence,
         )
-        self.queue_new(unit, change, known)
+        self.queue_new(unit, change, [job for job in known if job.study_version == version])
 
     def queue_new(self, unit: Unit, change: Change, known: Sequence[Job]) -> bool:
-        """Queue a new job in the place of those of older versions; False when it was queued before."""
+        """Queue a new job in the place of those known of its study; False when it was queued before."""
         job = change.job
         extra = {"job_id": job.job_id, "study": study_ref(job.study_instance_uid), "version": job.study_version}
-        if any(other.job_id == job.job_id for other in known):
+        wanted = (job.study_version, job.model_version)
+        if any(other.job_id == job.job_id or (other.study_version, other.model_version) == wanted for other in known):
             log.info("study version known already", extra=extra)
             return False
         STUDIES.labels(decision="reported").inc()
@@ -120,9 +129,9 @@ class Handlers:
         return True
 
     def replay(self, unit: Unit, job: Job) -> bool:
-        """Try a failed job again; False for one that did not fail, or whose study has a newer version at work."""
-        newer = (other.study_version > job.study_version for other in unit.jobs_of(job.study_instance_uid))
-        change = None if any(newer) else jobs.replayed(job, self._clock.now(), self._limits)
+        """Try a failed job again; False for one that did not fail, or whose study has a newer version."""
+        newer = unit.newest_version(job.study_instance_uid) > job.study_version
+        change = None if newer else jobs.replayed(job, self._model_version, self._clock.now(), self._limits)
         if change is not None:
             REQUEUED.labels(why="person").inc()
         self.apply(unit, change)
@@ -197,9 +206,12 @@ class Handlers:
             return
         data, now = event.data, self._clock.now()
         code, text, retryable = data["error_code"], data["error_text"], data["retryable"]
-        change = jobs.failed(job, data["attempt"], code, text, retryable, now, self._limits)
+        if code == jobs.WRONG_MODEL_VERSION:
+            change = jobs.handed_back(job, data["attempt"], self._model_version, now, self._limits)
+        else:
+            change = jobs.failed(job, data["attempt"], code, text, retryable, now, self._limits)
         if change is not None and change.enqueue:
-            REQUEUED.labels(why="failed").inc()
+            REQUEUED.labels(why="failed" if code != jobs.WRONG_MODEL_VERSION else "model_version").inc()
         self.apply(unit, change)
 
     def sweep(self, units: Units, queue: TaskQueue, caught_up: Callable[[], bool]) -> int:
@@ -222,7 +234,8 @@ class Handlers:
                 job = unit.job(job_id)
                 if job is None:
                     continue
-                change = jobs.overdue(job, lost, self._clock.now(), self._limits)
+                gone = lost and unit.handed_over(job)
+                change = jobs.overdue(job, gone, self._clock.now(), self._limits)
                 if change is not None and change.enqueue:
                     why = "lost" if job.state == "queued" else "silent"
                     REQUEUED.labels(why=why).inc()
@@ -230,14 +243,27 @@ class Handlers:
                 self.apply(unit, change)
         return len(overdue)
 
+    def expire(self, units: Units, keep: timedelta, stop: threading.Event) -> int:
+        """Delete what ended longer ago than `keep`, in small steps, so that events are not held up; returns how many.
+
+        What waits for a person stays, and so do the studies' newest versions.
+        """
+        before, total = self._clock.now() - keep, 0
+        while not stop.is_set():
+            with units.write() as unit:
+                gone = unit.expire(before, _SWEEP_BATCH)
+            if gone == 0:
+                break
+            total += gone
+        if total:
+            log.info("old rows deleted", extra={"rows": total})
+        return total
+
     def apply(self, unit: Unit, change: Change | None) -> None:
         """Save a change and what follows from it."""
         if change is None:
             return
-        interval, job = self._limits.site_interval, change.job
-        if change.enqueue and interval and job.priority == "routine":
-            change = jobs.paced(change, unit.take_turn(job.site, job.queued_at, interval), self._limits)
-            job = change.job
+        job = change.job
         unit.save(job)
         if change.withdraw is not None:
             unit.withdraw(job.job_id, change.withdraw)
@@ -252,6 +278,7 @@ class Handlers:
                     "model_version": job.model_version,
                     "assumed": list(job.assumed),
                     "evidence": list(job.evidence),
+                    "suspect": change.suspect,
                 },
             )
             unit.publish(requested)
@@ -269,11 +296,13 @@ class Handlers:
         return study_event(type_, SOURCE, job.study_instance_uid, job.study_version, self._clock.now(), both)
 
 
-def outstanding(load: dict[str, Load], waiting: dict[str, int], now: datetime) -> dict[str, Any]:
+def outstanding(load: dict[str, Load], handed_over: int, waiting: dict[str, int], now: datetime) -> dict[str, Any]:
     """The answer of `/v1/outstanding`; refreshes the gauges on the way.
 
-    Ages are seconds since the job's present attempt was queued. `waiting`: what waits for a person.
+    Ages are seconds since the job's present attempt was queued. `handed_over`: how many of the unfinished jobs are with
+    the task queue or a worker; while paused, 0 says that the workers are drained. `waiting`: what waits for a person.
     """
+    HANDED_OVER.set(handed_over)
     for what, count in waiting.items():
         WAITING.labels(what=what).set(count)
     queues: dict[str, dict[str, float | int]] = {}
@@ -291,4 +320,10 @@ def outstanding(load: dict[str, Load], waiting: dict[str, int], now: datetime) -
         OLDEST.labels(queue=name).set(age)
     total = {key: sum(int(queue[key]) for queue in queues.values()) for key in ("outstanding", "queued", "running")}
     oldest = max(queue["oldest_age_s"] for queue in queues.values())
-    return {**total, "oldest_age_s": oldest, "queues": queues, "waiting_for_a_person": waiting}
+    return {
+        **total,
+        "handed_over": handed_over,
+        "oldest_age_s": oldest,
+        "queues": queues,
+        "waiting_for_a_person": waiting,
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Protocol
 
 from dispatcher.domain.holds import Hold
@@ -77,6 +77,14 @@ class Unit(Protocol):
         """All jobs of all versions of a study."""
         ...
 
+    def newest_version(self, study_instance_uid: str) -> int:
+        """The newest version of the study that was decided on, whatever came of it; 0 for none."""
+        ...
+
+    def save_version(self, study_instance_uid: str, newest: int) -> None:
+        """Note that this version is decided on."""
+        ...
+
     def save(self, job: Job) -> None:
         """Insert or update."""
         ...
@@ -101,6 +109,10 @@ class Unit(Protocol):
         """How many tasks the broker should hold: unfinished jobs less those not handed over yet."""
         ...
 
+    def handed_over(self, job: Job) -> bool:
+        """Whether the job's present attempt went to the broker."""
+        ...
+
     def load(self) -> dict[str, Load]:
         """Unfinished jobs by priority."""
         ...
@@ -111,10 +123,6 @@ class Unit(Protocol):
 
     def failed_jobs(self, limit: int) -> Sequence[Job]:
         """Jobs that ended without a report and that nobody has discarded, newest first."""
-        ...
-
-    def take_turn(self, site: str, now: datetime, interval: timedelta) -> datetime:
-        """The site's next turn, which is taken with that."""
         ...
 
     def hold(self, study_instance_uid: str) -> Hold | None:
@@ -139,6 +147,10 @@ class Unit(Protocol):
 
     def letters(self, limit: int) -> Sequence[Letter]:
         """Dead letters that wait for a person, newest first."""
+        ...
+
+    def expire(self, before: datetime, limit: int) -> int:
+        """Delete up to `limit` each of jobs, holds and letters that nobody waits for since before then; how many."""
         ...
 
     def pause(self) -> Pause | None:

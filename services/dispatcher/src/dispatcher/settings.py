@@ -28,7 +28,8 @@ class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSetting
         min_length=1,
         max_length=128,
         description="Model version that jobs are pinned to, as the worker's log names it; `default` takes any. "
-        "Part of the job's id: another value makes new jobs for studies that come again.",
+        "Part of the job's id: another value makes new jobs for studies that come again. A job that a worker of "
+        "another version hands back, or a person replays, gets the value of now.",
     )
     modalities: Annotated[tuple[str, ...], NoDecode] = Field(
         ("CR", "DX"),
@@ -99,11 +100,25 @@ class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSetting
         description="A job that started and gave no answer for this long is tried again; longer than "
         "the worker's watchdog.",
     )
+    max_handed_over: int = Field(
+        200,
+        ge=1,
+        le=100_000,
+        description="Routine jobs are held back while so many jobs are with the task queue and the workers; more than "
+        "all workers' `ECHO_CONCURRENCY` together. The fewer, the sooner a pause has drained the workers.",
+    )
     site_reports_per_minute: float = Field(
         0.0,
         ge=0,
         le=6000,
         description="Most routine jobs a minute from one site (called AE title), to spare its EHR; 0: no limit.",
+    )
+    retain_days: float = Field(
+        90.0,
+        ge=0,
+        le=36500,
+        description="Jobs that are done, superseded or discarded, decided holds and decided dead letters (which name "
+        "the patient) are deleted after this long; what waits for a person stays. 0: never.",
     )
     sweep_interval_s: float = Field(2.0, ge=0.05, le=60, description="How often overdue jobs are looked for.")
 

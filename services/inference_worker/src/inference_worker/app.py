@@ -80,7 +80,7 @@ def serve(settings: Settings, runner: ServiceRunner, model: ReportModel) -> int:
         settings.broker_url.get_secret_value(),
         settings.visibility_timeout_s,
         settings.concurrency,
-        lambda attempt, ref, redelivered: reporter.report(attempt, ref, redelivered=redelivered),
+        lambda ref, redelivered: reporter.report(ref, redelivered=redelivered),
     )
     worker = CeleryWorker(app)
 

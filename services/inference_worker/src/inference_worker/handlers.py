@@ -76,28 +76,42 @@ class Reporter:
         self._max_object_bytes = max_object_bytes
         self._wait = wait
 
-    def report(self, attempt: int, manifest_ref: str, *, redelivered: bool) -> Outcome:
-        """Do one task. Raises `TransientError` when the world was away until the deadline: the task must come back."""
-        with self._gate.hold(alone=redelivered or attempt > 1), self._watchdog.watch(), ACTIVE.track_inprogress():
+    def report(self, manifest_ref: str, *, redelivered: bool) -> Outcome:
+        """Do one task. Raises `TransientError` when the world was away until the deadline: the task must come back.
+
+        `redelivered`: the broker gave it before, and it was not acknowledged.
+        """
+        outcome = self._report(manifest_ref, alone=redelivered)
+        if outcome is None:  # the manifest is read again: it may be withdrawn by the time the others are done
+            outcome = self._report(manifest_ref, alone=True)
+        assert outcome is not None
+        return outcome
+
+    def _report(self, manifest_ref: str, *, alone: bool) -> Outcome | None:
+        """None, and nothing done, for a task that must be done alone and is not."""
+        with self._gate.hold(alone=alone), self._watchdog.watch(), ACTIVE.track_inprogress():
             deadline = self._clock.monotonic() + self._deadline_s
             try:
                 manifest = Event.from_bytes(self._patiently(lambda: self._read(manifest_ref), deadline))
             except (ObjectNotFound, InvalidEvent, Fault) as error:
                 # The dispatcher took it away: the job is done, superseded or queued anew. One that is there but not
                 # readable is queued anew after its deadline.
-                log.info("task withdrawn", extra={"why": type(error).__name__})
-                STUDIES.labels(outcome="withdrawn", code="").inc()
-                return "withdrawn"
+                return self._withdrawn(type(error).__name__)
+            if manifest.data.get("suspect", False) and not alone:
+                return None
             with trace(manifest.traceparent):
-                return self._work(manifest, deadline)
+                return self._work(manifest, manifest_ref, deadline)
 
-    def _work(self, manifest: Event, deadline: float) -> Outcome:
+    def _work(self, manifest: Event, manifest_ref: str, deadline: float) -> Outcome:
         request = manifest.data
         fields = {
             "job_id": request["job_id"],
             "attempt": request["attempt"],
             "study": study_ref(request["study_instance_uid"]),
         }
+        if request.get("model_version", ANY_VERSION) not in (ANY_VERSION, self._model.model_version):
+            # Handed back before it is said to have started: that no fitting worker was there is no fault of the study.
+            return self._fail(request, Fault("wrong_model_version"), fields, deadline)
         queue_s = (self._clock.now() - manifest.time).total_seconds()
         self._publish(REPORT_STARTED, request, {"worker": self._worker}, deadline)
         log.info("started", extra=fields)
@@ -110,16 +124,22 @@ class Reporter:
         except Exception:
             log.exception("unexpected failure", extra=fields)
             return self._fail(request, Fault("internal_error"), fields, deadline)
+        if not self._patiently(lambda: self._store.exists(manifest_ref), deadline):
+            # A newer version of the study was decided on: the report may be against the site's policy by now.
+            return self._withdrawn("while at work")
         self._publish(REPORT_GENERATED, request, data, deadline)
         STUDIES.labels(outcome="generated", code="").inc()
         TOKENS.inc(data["tokens"]["generated"])
         log.info("generated", extra={**fields, "flags": data["flags"], "timings": data["timings"]})
         return "generated"
 
+    def _withdrawn(self, why: str) -> Outcome:
+        log.info("task withdrawn", extra={"why": why})
+        STUDIES.labels(outcome="withdrawn", code="").inc()
+        return "withdrawn"
+
     def _generate(self, request: Mapping[str, Any], queue_s: float, deadline: float) -> dict[str, Any]:
         begun = self._clock.monotonic()
-        if request.get("model_version", ANY_VERSION) not in (ANY_VERSION, self._model.model_version):
-            raise Fault("wrong_model_version")
         images = [self._patiently(partial(self._image, image, deadline), deadline) for image in request["images"]]
         if IN_DOUBT.intersection(request.get("assumed", ())) and not self._looks_frontal(images[0]):
             raise Fault("not_a_frontal_chest")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -20,10 +20,17 @@ from pipeline.database import Database
 from pipeline.events import Event
 
 _jobs, _tasks, _holds, _letters = tables.jobs, tables.task_outbox, tables.holds, tables.letters
-_turns, _pauses = tables.site_turns, tables.pauses
+_turns, _pauses, _versions = tables.site_turns, tables.pauses, tables.versions
 _T = TypeVar("_T")
 # Literals, so that the planner sees that the partial index fits, however many jobs have finished.
 _open = _jobs.c.state.in_([sa.literal_column(f"'{state}'") for state in UNFINISHED])
+
+# Table, its key, since when, and the states in which nobody needs a row any more.
+_DECIDED = (
+    (_jobs, _jobs.c.job_id, _jobs.c.finished_at, ("done", "superseded", "discarded")),
+    (_holds, _holds.c.study_instance_uid, _holds.c.decided_at, ("released", "declined", "superseded")),
+    (_letters, _letters.c.letter_id, _letters.c.at, ("replayed", "discarded")),
+)
 
 
 class SqlUnit:
@@ -43,6 +50,16 @@ class SqlUnit:
         query = sa.select(_jobs).where(_jobs.c.study_instance_uid == study_instance_uid)
         return [_job(row) for row in self._connection.execute(query.order_by(_jobs.c.study_version).with_for_update())]
 
+    def newest_version(self, study_instance_uid: str) -> int:
+        """The row, locked on PostgreSQL."""
+        mine = _versions.c.study_instance_uid == study_instance_uid
+        return self._connection.scalar(sa.select(_versions.c.newest).where(mine).with_for_update()) or 0
+
+    def save_version(self, study_instance_uid: str, newest: int) -> None:
+        """Update, or insert what is not there."""
+        values = {"study_instance_uid": study_instance_uid, "newest": newest, "decided_at": self._clock.now()}
+        self._put(_versions, _versions.c.study_instance_uid, values)
+
     def save(self, job: Job) -> None:
         """Update, or insert what is not there."""
         self._put(_jobs, _jobs.c.job_id, asdict(job))
@@ -53,16 +70,23 @@ class SqlUnit:
 
     def enqueue(self, job: Job, manifest: bytes) -> None:
         """By way of the task outbox."""
-        self._add("enqueue", job.job_id, job.attempt, job.priority, manifest, job.queued_at)
+        self._add("enqueue", job.job_id, job.attempt, job.priority, manifest, job.queued_at, job.site)
 
     def withdraw(self, job_id: str, attempt: int) -> None:
         """An attempt not handed over yet never will be; one that was loses its manifest."""
         mine = sa.and_(_tasks.c.job_id == job_id, _tasks.c.attempt == attempt)
         self._connection.execute(_tasks.delete().where(mine))
-        self._add("withdraw", job_id, attempt, "routine", None, self._clock.now())
+        self._add("withdraw", job_id, attempt, "routine", None, self._clock.now(), "")
 
     def _add(
-        self, action: str, job_id: str, attempt: int, priority: str, manifest: bytes | None, not_before: datetime
+        self,
+        action: str,
+        job_id: str,
+        attempt: int,
+        priority: str,
+        manifest: bytes | None,
+        not_before: datetime,
+        site: str,
     ) -> None:
         self._connection.execute(
             _tasks.insert().values(
@@ -72,6 +96,7 @@ class SqlUnit:
                 priority=priority,
                 manifest=manifest,
                 not_before=not_before,
+                site=site,
             )
         )
 
@@ -88,6 +113,11 @@ class SqlUnit:
         )
         return int(unfinished) - int(waiting or 0)
 
+    def handed_over(self, job: Job) -> bool:
+        """Whether no row of the attempt is left."""
+        mine = sa.and_(_tasks.c.job_id == job.job_id, _tasks.c.attempt == job.attempt, _tasks.c.action == "enqueue")
+        return self._connection.execute(sa.select(_tasks.c.id).where(mine)).first() is None
+
     def waiting(self) -> dict[str, int]:
         """Counted over the partial indices."""
         places = {"held": (_holds, "waiting"), "failed": (_jobs, "failed"), "dead_letters": (_letters, "waiting")}
@@ -103,16 +133,9 @@ class SqlUnit:
         query = sa.select(_jobs).where(_jobs.c.state == sa.literal_column("'failed'"))
         return [_job(row) for row in self._connection.execute(query.order_by(_jobs.c.finished_at.desc()).limit(limit))]
 
-    def take_turn(self, site: str, now: datetime, interval: timedelta) -> datetime:
-        """One row per site; on PostgreSQL locked, so that two dispatchers take two turns."""
-        mine = _turns.c.site == site
-        found = _aware(self._connection.scalar(sa.select(_turns.c.next_at).where(mine).with_for_update()))
-        turn = max(now, found) if found is not None else now
-        if found is None:
-            self._connection.execute(_turns.insert().values(site=site, next_at=turn + interval))
-        else:
-            self._connection.execute(_turns.update().where(mine).values(next_at=turn + interval))
-        return turn
+    def rest(self, site: str, until: datetime) -> None:
+        """Hand no routine job of the site over before then."""
+        self._put(_turns, _turns.c.site, {"site": site, "next_at": until})
 
     def hold(self, study_instance_uid: str) -> Hold | None:
         """The row, locked on PostgreSQL."""
@@ -144,6 +167,16 @@ class SqlUnit:
         query = sa.select(_letters).where(_letters.c.state == sa.literal_column("'waiting'"))
         rows = self._connection.execute(query.order_by(_letters.c.at.desc()).limit(limit))
         return [_made(Letter, row) for row in rows]
+
+    def expire(self, before: datetime, limit: int) -> int:
+        """By the partial indices."""
+        gone = 0
+        for table, key, since, states in _DECIDED:
+            # Literals, so that the planner sees that the partial index fits.
+            decided = table.c.state.in_([sa.literal_column(f"'{state}'") for state in states])
+            old = sa.select(key).where(decided, since < before).order_by(since).limit(limit)
+            gone += self._connection.execute(table.delete().where(key.in_(old.scalar_subquery()))).rowcount
+        return gone
 
     def pause(self) -> Pause | None:
         """One row or none."""

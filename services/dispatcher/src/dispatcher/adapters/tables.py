@@ -20,7 +20,7 @@ jobs = sa.Table(
     sa.Column("study_instance_uid", sa.Text, nullable=False),
     sa.Column("study_version", sa.Integer, nullable=False),
     sa.Column("model_version", sa.Text, nullable=False),
-    sa.Column("state", sa.Text, nullable=False),  # queued, running, done, failed, superseded
+    sa.Column("state", sa.Text, nullable=False),  # queued, running, done, failed, superseded, discarded
     # Numbers the messages: each time the job is queued it gets the next one.
     sa.Column("attempt", sa.Integer, nullable=False),
     # How often a worker said that it began: this, not `attempt`, is limited, so that a queue that loses its messages
@@ -45,6 +45,13 @@ jobs = sa.Table(
         sqlite_where=sa.text("state IN ('queued', 'running')"),
         postgresql_where=sa.text("state IN ('queued', 'running')"),
     ),
+    # Those that are deleted after a time.
+    sa.Index(
+        "jobs_ended",
+        "finished_at",
+        sqlite_where=sa.text("state IN ('done', 'superseded', 'discarded')"),
+        postgresql_where=sa.text("state IN ('done', 'superseded', 'discarded')"),
+    ),
     # Those that a person has to look at, likewise few.
     sa.Index(
         "jobs_failed",
@@ -52,6 +59,15 @@ jobs = sa.Table(
         sqlite_where=sa.text("state = 'failed'"),
         postgresql_where=sa.text("state = 'failed'"),
     ),
+)
+
+# The newest version of each study that was decided on: a study that was skipped leaves no other trace.
+versions = sa.Table(
+    "versions",
+    metadata,
+    sa.Column("study_instance_uid", sa.Text, primary_key=True),
+    sa.Column("newest", sa.Integer, nullable=False),
+    sa.Column("decided_at", _MOMENT, nullable=False),
 )
 
 holds = sa.Table(
@@ -68,6 +84,12 @@ holds = sa.Table(
     sa.Column("evidence", sa.JSON, nullable=False),
     sa.Column("held_at", _MOMENT, nullable=False),
     sa.Column("decided_at", _MOMENT),
+    sa.Index(
+        "holds_decided",
+        "decided_at",
+        sqlite_where=sa.text("state IN ('released', 'declined', 'superseded')"),
+        postgresql_where=sa.text("state IN ('released', 'declined', 'superseded')"),
+    ),
     sa.Index(
         "holds_waiting",
         "held_at",
@@ -89,6 +111,12 @@ letters = sa.Table(
     sa.Column("error_code", sa.Text, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Index(
+        "letters_decided",
+        "at",
+        sqlite_where=sa.text("state IN ('replayed', 'discarded')"),
+        postgresql_where=sa.text("state IN ('replayed', 'discarded')"),
+    ),
+    sa.Index(
         "letters_waiting",
         "at",
         sqlite_where=sa.text("state = 'waiting'"),
@@ -96,6 +124,7 @@ letters = sa.Table(
     ),
 )
 
+# When the next routine job of a site may be handed over.
 site_turns = sa.Table(
     "site_turns",
     metadata,
@@ -121,6 +150,7 @@ task_outbox = sa.Table(
     sa.Column("priority", sa.Text, nullable=False),
     sa.Column("manifest", sa.LargeBinary),  # null for withdraw
     sa.Column("not_before", _MOMENT, nullable=False),
-    sa.Index("task_outbox_due", "not_before", "id"),
+    sa.Column("site", sa.Text, nullable=False, server_default=""),
+    sa.Index("task_outbox_next", "action", "priority", "attempt", "id"),
     sa.Index("task_outbox_job", "job_id"),
 )

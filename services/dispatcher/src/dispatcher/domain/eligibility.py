@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dispatcher.domain.evidence import BodyPart, View, age_years, body_part, child_by_words, view
+from dispatcher.domain.evidence import BodyPart, Evidence, View, age_years, body_part, child_by_words, view
 from dispatcher.domain.study import Image, Study
 
 Priority = Literal["stat", "routine"]
@@ -36,7 +36,7 @@ REASONS: Mapping[str, str] = {
     "image_too_large": "The images have more pixels than the limit allows.",
     "not_chest": "The headers name a body part other than the chest.",
     "conflicting_body_part": "The headers name the chest in one place and another body part in another.",
-    "body_part_unknown": "The headers do not say which body part is shown.",
+    "body_part_unknown": "The headers do not name the body part of any image that may be the frontal view.",
     "no_frontal_view": "The study holds no frontal view of the chest (lateral, oblique or decubitus views only).",
     "view_unknown": "Nothing in the headers says that a view is frontal.",
     "paediatric": "The patient is younger than the age from which studies are reported here.",
@@ -148,17 +148,14 @@ def decide(study: Study, policy: Policy) -> Select | Ask | Skip:
 
     doubts = _Doubts()
     parts = {image: body_part(image, study, policy.chest_procedure_codes) for image in images}
-    for part, doubt, action in (
-        (BodyPart.CHEST, None, None),
-        (BodyPart.UNKNOWN, "body_part_unknown", policy.missing_evidence),
-        (BodyPart.CONFLICT, "conflicting_body_part", policy.conflicting_evidence),
-        (BodyPart.OTHER, "not_chest", "skip"),
-    ):
-        chest = [image for image in images if parts[image].part is part]
-        if chest:
-            if doubt is not None and action is not None:
-                doubts.weigh(doubt, action)
-            break
+    views = {image: view(image) for image in images}
+    part, chest = _chest(images, parts, views)
+    if part is BodyPart.UNKNOWN:
+        doubts.weigh("body_part_unknown", policy.missing_evidence)
+    elif part is BodyPart.CONFLICT:
+        doubts.weigh("conflicting_body_part", policy.conflicting_evidence)
+    elif part is BodyPart.OTHER:
+        doubts.weigh("not_chest", "skip")
     evidence = tuple(dict.fromkeys(source for image in chest for source in parts[image].sources))
     if skip := doubts.skip(evidence):
         return skip
@@ -166,12 +163,12 @@ def decide(study: Study, policy: Policy) -> Select | Ask | Skip:
     if skip := doubts.skip(evidence):
         return skip
 
-    views = {image: view(image) for image in chest}
-    frontal = [image for image in chest if views[image] is View.FRONTAL]
+    candidates = [image for image in chest if parts[image].part is part]
+    frontal = [image for image in candidates if views[image] is View.FRONTAL]
     if frontal:
         evidence = (*evidence, "frontal_by_headers")
     else:
-        frontal = [image for image in chest if views[image] is View.UNKNOWN]
+        frontal = [image for image in candidates if views[image] is View.UNKNOWN]
         if not frontal:
             return Skip("no_frontal_view", evidence)
         doubts.weigh("view_unknown", policy.missing_evidence)
@@ -187,6 +184,25 @@ def decide(study: Study, policy: Policy) -> Select | Ask | Skip:
         return skip
     select = Select(chosen, _priority(study, policy), doubts.assumed, evidence)
     return Ask(doubts.asked, select) if doubts.asked else select
+
+
+def _chest(
+    images: Sequence[Image], parts: Mapping[Image, Evidence], views: Mapping[Image, View]
+) -> tuple[BodyPart, list[Image]]:
+    """The images that count as the chest's, and what is known of the body part where the frontal view has to be.
+
+    As a rule the headers that say the most decide. But devices fill in the header of one image and leave that of the
+    next blank: where those that say "chest" hold no view that may be frontal, the next best ones that do are added.
+    """
+    of_part = {part: [image for image in images if parts[image].part is part] for part in BodyPart}
+    ranked = [part for part in (BodyPart.CHEST, BodyPart.UNKNOWN, BodyPart.CONFLICT) if of_part[part]]
+    if not ranked:
+        return BodyPart.OTHER, of_part[BodyPart.OTHER]
+    best = ranked[0]
+    for part in ranked:
+        if any(views[image] in (View.FRONTAL, View.UNKNOWN) for image in of_part[part]):
+            return part, of_part[part] if part is best else [*of_part[best], *of_part[part]]
+    return best, of_part[best]
 
 
 def _weigh_patient_and_date(study: Study, policy: Policy, doubts: _Doubts) -> None:

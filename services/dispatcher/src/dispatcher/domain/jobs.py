@@ -16,6 +16,8 @@ from dispatcher.domain.eligibility import Priority
 State = Literal["queued", "running", "done", "failed", "superseded", "discarded"]
 UNFINISHED: tuple[State, ...] = ("queued", "running")
 EXHAUSTED = "attempts_exhausted"
+WRONG_MODEL_VERSION = "wrong_model_version"
+"""A worker's error code: it runs another model version than the job is pinned to, and has not begun."""
 _NAMESPACE = uuid.UUID("5f0d1ad1-6d3f-5d52-9b8f-6f3b4f0c6c51")
 
 
@@ -27,15 +29,14 @@ class Limits:
     retry_backoff: timedelta = timedelta(seconds=5)
     queue_deadline: timedelta = timedelta(seconds=120)
     run_deadline: timedelta = timedelta(seconds=300)
-    site_interval: timedelta = timedelta(0)
-    """Between two routine jobs of one site; zero for no limit."""
 
 
 @dataclass(frozen=True)
 class Job:
     """One report to be written on one version of one study.
 
-    `attempt` numbers the times it was queued; `starts` counts the times a worker began. `site` is the AE title that the
+    `attempt` numbers the times it was queued; `starts` counts the times a worker began. `model_version` may be another
+    than the one in `job_id`, where the site has changed it since. `site` is the AE title that the
     study was sent to. `assumed`: what the headers left open, which the worker then looks for in the image itself.
     """
 
@@ -76,6 +77,8 @@ class Change:
     job: Job
     enqueue: bool = False
     """Queue the job's attempt, not before `job.queued_at`."""
+    suspect: bool = False
+    """A worker began the job before and gave no answer: it may end each worker, so that it is worked on alone."""
     withdraw: int | None = None
     """Take the manifest of this attempt away, so that its task does nothing when it comes back."""
     announce_failure: bool = False
@@ -123,7 +126,7 @@ def created(
 
 
 def superseded(job: Job, now: datetime) -> Change | None:
-    """A newer version of the study is about to be reported."""
+    """A newer version of the study was decided on, or the same one for another model."""
     if job.finished:
         return None
     return Change(replace(job, state="superseded", finished_at=now), withdraw=job.attempt)
@@ -161,11 +164,23 @@ def failed(
     counted = replace(job, starts=job.starts + (job.state == "queued"))  # the word of its start may still be under way
     if counted.starts >= limits.max_attempts:
         return _exhausted(counted, now, f"the last of them with {code}")
-    return _again(counted, now, limits.retry_backoff * 2 ** (counted.starts - 1), limits)
+    return _again(counted, now, limits.retry_backoff * 2 ** (counted.starts - 1), limits, suspect=False)
+
+
+def handed_back(job: Job, attempt: int, model_version: str, now: datetime, limits: Limits) -> Change | None:
+    """A worker of another model version did not begin: that costs the study nothing, however often it happens.
+
+    `model_version` is what the site asks for by now: a job that found no worker of an older version gets the new pin.
+    """
+    if job.finished or attempt != job.attempt:
+        return None
+    pinned = replace(job, model_version=model_version)
+    pause = min(limits.retry_backoff * 2 ** min(attempt - 1, 10), limits.run_deadline)
+    return _again(pinned, now, pause, limits, suspect=job.starts > 0)
 
 
 def overdue(job: Job, lost: bool, now: datetime, limits: Limits) -> Change | None:
-    """The deadline passed. `lost`: the task queue holds fewer tasks than there are open jobs.
+    """The deadline passed. `lost`: it was handed over, and the task queue holds fewer tasks than it was given.
 
     A job that only waits behind others stays where it is; queueing it anew would put it at the end each time.
     """
@@ -174,18 +189,23 @@ def overdue(job: Job, lost: bool, now: datetime, limits: Limits) -> Change | Non
     if job.state == "queued":
         if not lost:
             return Change(replace(job, deadline_at=now + limits.queue_deadline))
-        return _again(job, now, timedelta(0), limits)
+        return _again(job, now, timedelta(0), limits, suspect=job.starts > 0)
     if job.starts >= limits.max_attempts:
         return _exhausted(job, now, "the last of them gave no answer in time")
-    return _again(job, now, timedelta(0), limits)
+    return _again(job, now, timedelta(0), limits, suspect=True)
 
 
-def replayed(job: Job, now: datetime, limits: Limits) -> Change | None:
-    """A person has a failed job tried again: with all its attempts, and vouching for what was only assumed."""
+def replayed(job: Job, model_version: str, now: datetime, limits: Limits) -> Change | None:
+    """A person has a failed job tried again: with all its attempts, and vouching for what was only assumed.
+
+    By the model version that the site asks for by now: that of the first try may be gone.
+    """
     if job.state != "failed":
         return None
-    fresh = replace(job, starts=0, finished_at=None, error_code=None, error_text=None, assumed=[])
-    return _again(fresh, now, timedelta(0), limits)
+    fresh = replace(
+        job, model_version=model_version, starts=0, finished_at=None, error_code=None, error_text=None, assumed=[]
+    )
+    return _again(fresh, now, timedelta(0), limits, suspect=job.error_code == EXHAUSTED)
 
 
 def discarded(job: Job, now: datetime) -> Change | None:
@@ -197,18 +217,10 @@ def expedited(job: Job, now: datetime, limits: Limits) -> Change | None:
     """A waiting job moves to the urgent queue; one that a worker has is as fast as it gets."""
     if job.state != "queued" or job.priority == "stat":
         return None
-    return _again(replace(job, priority="stat"), now, timedelta(0), limits)
+    return _again(replace(job, priority="stat"), now, timedelta(0), limits, suspect=job.starts > 0)
 
 
-def paced(change: Change, not_before: datetime, limits: Limits) -> Change:
-    """The same, handed over no earlier than the site's turn."""
-    if not_before <= change.job.queued_at:
-        return change
-    job = replace(change.job, queued_at=not_before, deadline_at=not_before + limits.queue_deadline)
-    return replace(change, job=job)
-
-
-def _again(job: Job, now: datetime, pause: timedelta, limits: Limits) -> Change:
+def _again(job: Job, now: datetime, pause: timedelta, limits: Limits, *, suspect: bool) -> Change:
     queued_at = now + pause
     again = replace(
         job,
@@ -218,7 +230,7 @@ def _again(job: Job, now: datetime, pause: timedelta, limits: Limits) -> Change:
         deadline_at=queued_at + limits.queue_deadline,
         started_at=None,
     )
-    return Change(again, enqueue=True, withdraw=job.attempt)
+    return Change(again, enqueue=True, suspect=suspect, withdraw=job.attempt)
 
 
 def _exhausted(job: Job, now: datetime, how: str) -> Change:

@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 _CONSUMER_END_S, _GIVE_UP_S, _RESTART_PAUSE_S = 3.0, 6.0, 1.0
 
-Process = Callable[[int, str, bool], object]
-"""(attempt, manifest reference, redelivered) -> anything; raises `TransientError` to have the task come back."""
+Process = Callable[[str, bool], object]
+"""(manifest reference, redelivered) -> anything; raises `TransientError` to have the task come back."""
 
 
 class QueueUnavailable(TransientError):
@@ -55,7 +55,7 @@ def make_app(broker_url: str, visibility_timeout_s: int, concurrency: int, proce
     def generate_report(task: Any, job_id: str, attempt: int, manifest_ref: str) -> None:
         redelivered = bool((task.request.delivery_info or {}).get("redelivered"))
         try:
-            process(attempt, manifest_ref, redelivered)
+            process(manifest_ref, redelivered)
         except TransientError as error:
             log.warning("task goes back", extra={"job_id": job_id, "attempt": attempt, "error": type(error).__name__})
             raise Reject(type(error).__name__, requeue=True) from error
