@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pace = timedelta(seconds=60 / settings.site_reports_per_minute if settings.site_reports_per_minute else 0)
     relay = TaskRelay(database, store, queue, clock, ahead=settings.max_handed_over, site_interval=pace)
     runner.add_loop("tasks", relay.run)
-    keep = timedelta(days=settings.retain_days) if settings.retain_days else None
+    keep = timedelta(days=settings.retain_jobs_days) if settings.retain_jobs_days else None
     runner.add_loop("sweep", SweepLoop(handlers, units, queue, bus, clock, settings.sweep_interval_s, keep).run)
     for close in (database.close, bus.close, producer.close, queue.close):
         runner.on_stop(close)

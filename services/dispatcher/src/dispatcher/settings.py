@@ -113,7 +113,7 @@ class Settings(CommonSettings, DatabaseSettings, BusSettings, ObjectStoreSetting
         le=6000,
         description="Most routine jobs a minute from one site (called AE title), to spare its EHR; 0: no limit.",
     )
-    retain_days: float = Field(
+    retain_jobs_days: float = Field(
         90.0,
         ge=0,
         le=36500,
