@@ -167,6 +167,7 @@ def plot(result: Mapping[str, Any], file: Path) -> None:
     """Write a PNG: the faults on a lane a kind, studies acknowledged and reported, and how long each report took."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     figure = Figure(figsize=(10, 7.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -199,6 +200,8 @@ def plot(result: Mapping[str, Any], file: Path) -> None:
         linewidths=0,
     )
     latency.set_yscale("log")
+    for formats in (latency.yaxis.set_major_formatter, latency.yaxis.set_minor_formatter):
+        formats(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
     latency.set_ylabel("s from last image to report\n(large: a late image came)", fontsize=8)
     latency.set_xlabel("minutes", fontsize=8)
     for axis in (lanes, counts, latency):
