@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -90,3 +92,30 @@ def test_several_processes_may_migrate_at_once(kind: str, tmp_path: Path, reques
     with database.read() as connection:
         assert connection.scalars(sa.text("SELECT id FROM things")).all() == [1]
     database.close()
+
+
+def socket_options(database: Database) -> dict[str, int]:
+    """What the kernel was told about the connection to the server."""
+    with database.read() as connection:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        with socket.socket(fileno=os.dup(driver.fileno())) as peer:
+            names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+            options = {name: peer.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names}
+            return options | {"SO_KEEPALIVE": peer.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)}
+
+
+def test_a_server_that_is_gone_without_a_word_is_noticed_within_half_a_minute(postgres_url: str) -> None:
+    database = Database(postgres_url)
+    options = socket_options(database)
+    database.close()
+    assert options["SO_KEEPALIVE"] == 1
+    assert options["TCP_KEEPIDLE"] + options["TCP_KEEPINTVL"] * options["TCP_KEEPCNT"] <= 30
+    assert 20_000 <= options["TCP_USER_TIMEOUT"] <= 30_000
+
+
+def test_a_site_may_give_other_connection_options_in_the_url(postgres_url: str) -> None:
+    database = Database(f"{postgres_url}?tcp_user_timeout=60000")
+    options = socket_options(database)
+    database.close()
+    assert (options["TCP_USER_TIMEOUT"], options["TCP_KEEPIDLE"]) == (60_000, 10)

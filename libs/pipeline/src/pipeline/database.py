@@ -16,6 +16,17 @@ from sqlalchemy.engine import Connection, Engine
 from pipeline.errors import TransientError
 
 _MIGRATION_LOCK = 0x6563686F  # any fixed number: PostgreSQL advisory lock of the migrating process
+_PEER_LOST = {
+    "connect_timeout": 5,
+    # A host that is gone without a word is noticed after 25 s, whether its answer is waited for (probes) or a statement
+    # is under way to it (TCP_USER_TIMEOUT). By the system's own settings it takes two hours and a quarter of an hour.
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+"""libpq's connection options; those that the URL gives take precedence."""
 
 
 def is_transient(error: BaseException) -> bool:
@@ -92,4 +103,5 @@ def _sqlite_engine(url: sa.URL, synchronous: str) -> Engine:
 
 
 def _postgresql_engine(url: sa.URL) -> Engine:
-    return sa.create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args={"connect_timeout": 5})
+    options = {name: value for name, value in _PEER_LOST.items() if name not in url.query}
+    return sa.create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=options)
