@@ -27,10 +27,14 @@ _PEER_LOST = {
     "tcp_user_timeout": 25_000,
 }
 """libpq's connection options; those that the URL gives take precedence."""
+_READ_ONLY = "25006"  # SQLSTATE read_only_sql_transaction
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same statement may work later: the server is away, a lock timed out, the disk is full."""
+    """Whether the same statement may work later: the server is away, a lock timed out, the disk is full.
+
+    The driver calls all such states operational errors, except for a server that only reads (see `_postgresql_engine`).
+    """
     if isinstance(error, sa.exc.DBAPIError):
         if isinstance(error.orig, sqlite3.Error) and getattr(error.orig, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR:
             return False  # a wrong statement or a missing table, which SQLite's driver also calls operational
@@ -104,4 +108,12 @@ def _sqlite_engine(url: sa.URL, synchronous: str) -> Engine:
 
 def _postgresql_engine(url: sa.URL) -> Engine:
     options = {name: value for name, value in _PEER_LOST.items() if name not in url.query}
-    return sa.create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=options)
+    engine = sa.create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=options)
+
+    @sa.event.listens_for(engine, "handle_error")
+    def _leave_former_primary(context: sa.engine.ExceptionContext) -> None:
+        # After a failover the old connections still answer, and write nothing: all of them are closed.
+        if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+            context.is_disconnect = True
+
+    return engine
