@@ -27,6 +27,13 @@ _PEER_LOST = {
     "tcp_user_timeout": 25_000,
 }
 """libpq's connection options; those that the URL gives take precedence."""
+_WRONG_ADDRESS = (
+    "password authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "does not exist",  # role or database
+    "unable to open database file",  # SQLite: no such folder
+)
 _READ_ONLY = "25006"  # SQLSTATE read_only_sql_transaction
 
 
@@ -40,6 +47,21 @@ def is_transient(error: BaseException) -> bool:
             return False  # a wrong statement or a missing table, which SQLite's driver also calls operational
         return error.connection_invalidated or isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
     return isinstance(error, TransientError | sa.exc.TimeoutError)
+
+
+def why_unreachable(error: BaseException) -> str | None:
+    """What the driver says of a connection that did not come about (it names host and user, never data)."""
+    if isinstance(error, sa.exc.OperationalError) and error.statement is None:
+        return " ".join(str(error.orig).split())
+    return why_unreachable(error.__cause__) if error.__cause__ else None
+
+
+def is_wrong_address(error: BaseException) -> bool:
+    """Whether a connection did not come about for a reason that no waiting changes.
+
+    An error before the login has no SQLSTATE, so PostgreSQL's English texts decide; in another language it is waited.
+    """
+    return any(words in (why_unreachable(error) or "") for words in _WRONG_ADDRESS)
 
 
 class Database:

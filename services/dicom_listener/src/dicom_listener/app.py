@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 from collections.abc import Sequence
@@ -68,18 +69,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if settings.receiving_processes == 1
         else fork(settings.receiving_processes, partial(receive, settings, under_way))
     )
+    for each in forks:  # a start that fails would wait at its end for processes that wait for it
+        atexit.register(each.connection.close)
     runner = ServiceRunner("dicom-listener", settings)
     clock = SystemClock()
     database = Database(settings.database_url.get_secret_value())
     runner.on_stop(database.close)
-    database.migrate(MIGRATIONS)
+    runner.prepare("ECHO_DATABASE_URL", lambda: database.migrate(MIGRATIONS))
     store = make_object_store(settings)
     leftovers = clear_leftovers(store.staging_dir())
     if leftovers:
         log.info("half received objects of an earlier process removed", extra={"files": leftovers})
     bus = make_bus(settings)
     runner.on_stop(bus.close)
-    bus.ensure_topics(ALL_TOPICS)
+    runner.prepare("ECHO_BUS_URL", lambda: bus.ensure_topics(ALL_TOPICS))
     producer = bus.producer()
     runner.on_stop(producer.close)
 
