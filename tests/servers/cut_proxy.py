@@ -1,10 +1,16 @@
-"""A TCP proxy in front of a server, whose connections can all be cut at once. Standard library only."""
+"""A TCP proxy in front of a server, whose connections can all be cut or fall silent at once. Standard library only."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
+
+
+class _Flow:
+    """The connections that were made since the last silence."""
+
+    stopped = False
 
 
 class CutProxy:
@@ -14,6 +20,7 @@ class CutProxy:
         host, _, number = target.rpartition(":")
         self._target = (host, int(number))
         self._closed = False
+        self._flow = _Flow()
         self._transports: set[asyncio.WriteTransport] = set()
         self._loop = asyncio.new_event_loop()
         self._server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", port))
@@ -31,6 +38,11 @@ class CutProxy:
             time.sleep(for_s)
         finally:
             self._closed = False
+
+    def silence(self) -> None:
+        """Carry nothing more on the connections there are, and keep them open: the server is gone without a word."""
+        self._flow.stopped = True
+        self._flow = _Flow()
 
     def close(self) -> None:
         """Reset every connection and listen no more."""
@@ -61,10 +73,11 @@ class CutProxy:
             writer.transport.abort()
             return
         self.carried += 1
+        flow = self._flow
         ends = {writer.transport, thither.transport}
         self._transports |= ends
         try:
-            ways = [asyncio.create_task(_carry(reader, thither)), asyncio.create_task(_carry(there, writer))]
+            ways = [asyncio.create_task(_carry(*pair, flow)) for pair in ((reader, thither), (there, writer))]
             _, other = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             for way in other:
                 way.cancel()
@@ -75,9 +88,11 @@ class CutProxy:
             self._transports -= ends
 
 
-async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flow: _Flow) -> None:
     try:
         while data := await reader.read(65_536):
+            if flow.stopped:
+                continue
             writer.write(data)
             await writer.drain()
     except OSError:

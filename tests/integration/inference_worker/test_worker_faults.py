@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
+import redis
 
+from inference_worker.adapters.celery_worker import make_app
 from integration.inference_worker.rig import Process, Rig, eventually, radiograph
 from pipeline.events import REPORT_FAILED, REPORT_GENERATED, REPORT_STARTED
+from pipeline.taskqueue import celery_config
+from servers.cut_proxy import CutProxy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -104,3 +109,42 @@ def test_a_model_that_hangs_ends_the_process_and_not_the_study_beside_it(rig: Ri
     assert worker.said("hung, ending the process")
     rig.slow_worker(0.1, **QUICK_RETURN)
     rig.wait_for(REPORT_GENERATED, hanging)
+
+
+def test_a_broker_that_is_gone_without_a_word_is_left_by_a_busy_worker(redis_url: str, tmp_path: Path) -> None:
+    """Its node vanished, and another one answers at the same address: nothing resets the old connections."""
+    server, _, number = redis_url.removeprefix("redis://").partition("/")
+    proxy = CutProxy(server)
+    rig = Rig(tmp_path, f"redis://127.0.0.1:{proxy.port}/{number}")
+    rig.redis = redis.Redis.from_url(redis_url)
+    try:
+        rig.dispatcher()
+        worker = rig.slow_worker(2)
+        first = rig.send_study()
+        rig.wait_for(REPORT_STARTED, first)
+        proxy.silence()
+        rig.wait_for(REPORT_GENERATED, first)
+        second = rig.send_study()
+        rig.wait_for(REPORT_GENERATED, second)
+        eventually(lambda: rig.unacknowledged() == 0)  # the acknowledgement was under way when the node vanished
+        assert worker.child.poll() is None
+    finally:
+        rig.close()
+        proxy.close()
+
+
+def test_an_idle_worker_stays_connected(redis_url: str) -> None:
+    """What an idle worker waits for takes less than any of its time limits."""
+    options = celery_config(redis_url, 60)["broker_transport_options"]
+    app = make_app(redis_url, 60, 1, lambda *_: None)
+    with app.connection_for_read() as connection:
+        channel = connection.default_channel
+        assert (
+            channel.client.connection_pool.connection_kwargs.items()
+            >= {
+                name: options[name]
+                for name in ("socket_timeout", "socket_connect_timeout", "socket_keepalive", "health_check_interval")
+            }.items()
+        )
+        assert channel.brpop_timeout < options["socket_timeout"]
+        assert channel.brpop_timeout < options["health_check_interval"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import socket
 import subprocess
 import sys
 import time
@@ -107,3 +110,46 @@ def test_a_missing_bucket_and_a_dead_server_are_unavailable(server: Forwarder) -
     server.up()
     store.put_file(path, "b")
     assert store.exists("b")
+
+
+class ShortForwarder(Forwarder):
+    """Breaks every connection in the middle of a large answer."""
+
+    @staticmethod
+    def _pump(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            left = 100_000
+            while left and (data := source.recv(min(left, 65536))):
+                sink.sendall(data)
+                left -= len(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def short(server_port: int) -> Iterator[Forwarder]:
+    forwarder = ShortForwarder(("127.0.0.1", server_port))
+    forwarder.up()
+    yield forwarder
+    forwarder.down()
+
+
+def test_a_server_that_is_gone_between_opening_and_reading_is_unavailable(server: Forwarder) -> None:
+    store = store_on(server)
+    store.put_bytes(bytes(1_000_000), "a")
+    with store.open("a") as whole, store.open("a") as part, store.open("a") as end:
+        server.down()
+        with pytest.raises(ObjectStoreUnavailable):
+            whole.read()
+        with pytest.raises(ObjectStoreUnavailable):
+            part.read(10)
+        end.seek(-10, io.SEEK_END)
+        with pytest.raises(ObjectStoreUnavailable):
+            end.read()
+
+
+def test_an_answer_that_breaks_off_is_unavailable(server: Forwarder, short: Forwarder) -> None:
+    store_on(server).put_bytes(bytes(1_000_000), "a")
+    with store_on(short).open("a") as stream, pytest.raises(ObjectStoreUnavailable):
+        stream.read()

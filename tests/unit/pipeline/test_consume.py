@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import pytest
@@ -14,8 +14,9 @@ from pipeline.bus import Consumer, Message, Record
 from pipeline.clock import ManualClock
 from pipeline.consume import EventConsumer, Handler
 from pipeline.database import is_transient
-from pipeline.errors import BusUnavailable, TransientError
-from pipeline.events import STUDY_SKIPPED, Event
+from pipeline.errors import BusUnavailable, MessageTooLarge, TransientError
+from pipeline.events import STUDY_SKIPPED, Event, dead_letter_topic
+from pipeline.sql_bus import SqlProducer
 from unit.pipeline.conftest import Service, skipped
 
 
@@ -153,3 +154,31 @@ def test_wrong_statements_are_not_waited_for(service: Service) -> None:
     assert is_transient(sa.exc.InternalError("", {}, Exception(), connection_invalidated=True))
     assert not is_transient(sa.exc.IntegrityError("", {}, Exception()))
     assert not is_transient(sa.exc.DataError("", {}, Exception()))
+
+
+def test_a_dead_letter_that_its_topic_does_not_take_goes_without_the_event(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = SqlProducer.publish
+
+    def narrow(producer: SqlProducer, messages: Sequence[Message]) -> None:
+        if any(len(message.value) > 4096 for message in messages):
+            raise MessageTooLarge("larger than max.message.bytes")
+        publish(producer, messages)
+
+    service.bus.ensure_topics([STUDY_SKIPPED])
+    service.bus.producer().publish([Message(STUDY_SKIPPED, "1.2.3", b"no event" * 1000)])
+    monkeypatch.setattr(SqlProducer, "publish", narrow)
+    handlers = {STUDY_SKIPPED: lambda *_: None}
+    consumer = EventConsumer(service.bus, "group", handlers, service.database, service.inbox, service.clock)
+    letters = service.bus.consumer("reader", [dead_letter_topic(STUDY_SKIPPED)])
+    while not consumer.step(threading.Event(), 0.1):
+        pass
+    while not (records := letters.poll(0.1)):
+        pass
+    consumer.close()
+    letters.close()
+    [letter] = [Event.from_bytes(record.value) for record in records]
+    assert letter.data["value_base64"] == ""
+    assert letter.data["error_code"] == "not_json"
+    assert "takes no event of 8000 bytes" in letter.data["error_message"]

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from pipeline.bus import Message
 from pipeline.clock import ManualClock
-from pipeline.errors import BusUnavailable, InvalidEvent
+from pipeline.errors import BusUnavailable, InvalidEvent, MessageTooLarge
 from pipeline.events import STUDY_SKIPPED, Event
 from pipeline.outbox import OutboxRelay
 from unit.pipeline.conftest import Service, skipped
@@ -91,6 +91,40 @@ def test_a_failed_publish_leaves_the_rows(service: Service, producer: ListProduc
         loop.relay_once()
     assert loop.relay_once() == 2
     assert producer.numbers == [1, 2]
+
+
+class NarrowProducer(ListProducer):
+    """A topic that takes no event of a number in `too_large`; like a broker, it takes those before it in the batch."""
+
+    def __init__(self, *too_large: int) -> None:
+        super().__init__()
+        self.too_large = set(too_large)
+
+    def publish(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            if Event.from_bytes(message.value).data["study_version"] in self.too_large:
+                raise MessageTooLarge("larger than max.message.bytes")
+            super().publish([message])
+
+
+def test_an_event_that_its_topic_does_not_take_is_set_aside_and_holds_up_nothing(
+    service: Service, clock: ManualClock
+) -> None:
+    producer = NarrowProducer(2, 5)
+    add(service, 1, 2, 3, 4, 5)
+    loop = relay(service, producer, batch=4)
+    assert [loop.relay_once() for _ in range(3)] == [4, 1, 0]
+    assert list(dict.fromkeys(producer.numbers)) == [1, 3, 4]
+    clock.advance(timedelta(days=1000).total_seconds())
+    loop.prune()
+    kept = service.outbox.table
+    assert service.values(sa.select(kept.c.id)) == [2, 5], "what was not published is not forgotten"
+    # An operator lets the topic take more, and has them published.
+    producer.too_large.clear()
+    with service.database.write() as connection:
+        connection.execute(kept.update().where(kept.c.published_at > clock.now()).values(published_at=None))
+    assert loop.relay_once() == 2
+    assert producer.numbers[-2:] == [2, 5]
 
 
 def test_a_crash_between_publishing_and_marking_publishes_again(service: Service, producer: ListProducer) -> None:

@@ -130,6 +130,24 @@ def test_a_full_disk_is_said(store: LocalObjectStore, monkeypatch: pytest.Monkey
     assert list(store.staging_dir().iterdir()) == [], "the staged copy does not stay either"
 
 
+def test_a_medium_that_fails_under_a_read_is_unavailable(store: LocalObjectStore, tmp_path: Path) -> None:
+    (tmp_path / "objects" / "a").symlink_to("/proc/self/mem")  # its first page cannot be read: EIO
+    for read in (
+        lambda stream: stream.read(),
+        lambda stream: stream.read(10),
+        lambda stream: stream.read(1 << 20),
+        lambda stream: stream.seek(0, os.SEEK_END),
+    ):
+        with store.open("a") as stream, pytest.raises(ObjectStoreUnavailable, match="input/output error"):
+            read(stream)
+
+
+def test_what_cannot_be_deleted_is_unavailable(store: LocalObjectStore) -> None:
+    store.put_bytes(b"x", "a/b")
+    with pytest.raises(ObjectStoreUnavailable):
+        store.delete("a")
+
+
 def test_free_space_and_ping(store: LocalObjectStore) -> None:
     assert store.free_bytes() is not None
     store.ping()

@@ -37,7 +37,8 @@ class Producer(Protocol):
     """Appends messages."""
 
     def publish(self, messages: Sequence[Message]) -> None:
-        """Append all, in order per key; returns when every one is durable, else raises `BusUnavailable`.
+        """Append all, in order per key; returns when every one is durable, else raises `BusUnavailable`, or
+        `MessageTooLarge` when one of them is larger than its topic allows.
 
         After an error some of the messages may be in the log all the same: publish again, consumers see duplicates.
         """

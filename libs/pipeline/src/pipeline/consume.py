@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection
 from pipeline.bus import Bus, Consumer, Message, Producer, Record
 from pipeline.clock import Clock
 from pipeline.database import Database, is_transient
-from pipeline.errors import InvalidEvent, reason_of
+from pipeline.errors import InvalidEvent, MessageTooLarge, reason_of
 from pipeline.events import DEAD_LETTER, DEAD_LETTER_SUFFIX, Event, dead_letter_topic
 from pipeline.telemetry import DEAD_LETTERS, EVENTS_CONSUMED
 from pipeline.tracing import trace
@@ -172,13 +172,25 @@ class EventConsumer:
         raise AssertionError("unreachable: the last attempt returns")
 
     def _bury(self, record: Record, code: str, message: str, attempts: int) -> None:
-        """Publish the dead letter; only then may the record's offset be committed."""
+        """Publish the dead letter; only then may the record's offset be committed.
+
+        If it is larger than its topic allows, it goes without the event, whose place it names.
+        """
         DEAD_LETTERS.labels(group=self._group, topic=record.topic, code=code).inc()
         log.error("event buried", extra={"group": self._group, "topic": record.topic, "code": code})
         if record.topic.endswith(DEAD_LETTER_SUFFIX):
             return
         if self._producer is None:
             self._producer = self._bus.producer()
+        value = base64.b64encode(record.value).decode()
+        try:
+            self._send_letter(record, code, message[:1024], attempts, value)
+        except MessageTooLarge:
+            note = f"{message[:900]} (the dead-letter topic takes no event of {len(record.value)} bytes)"
+            self._send_letter(record, code, note, attempts, "")
+
+    def _send_letter(self, record: Record, code: str, message: str, attempts: int, value_base64: str) -> None:
+        assert self._producer is not None
         letter = Event(
             type=DEAD_LETTER,
             source=f"/{self._group}",
@@ -190,9 +202,9 @@ class EventConsumer:
                 "partition": record.partition,
                 "offset": record.offset,
                 "key": record.key[:512],
-                "value_base64": base64.b64encode(record.value).decode(),
+                "value_base64": value_base64,
                 "error_code": code,
-                "error_message": message[:1024],
+                "error_message": message,
                 "attempts": attempts,
                 "consumer": self._group,
             },

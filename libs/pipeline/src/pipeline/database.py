@@ -16,15 +16,52 @@ from sqlalchemy.engine import Connection, Engine
 from pipeline.errors import TransientError
 
 _MIGRATION_LOCK = 0x6563686F  # any fixed number: PostgreSQL advisory lock of the migrating process
+_PEER_LOST = {
+    "connect_timeout": 5,
+    # A host that is gone without a word is noticed after 25 s, whether its answer is waited for (probes) or a statement
+    # is under way to it (TCP_USER_TIMEOUT). By the system's own settings it takes two hours and a quarter of an hour.
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+"""libpq's connection options; those that the URL gives take precedence."""
+_WRONG_ADDRESS = (
+    "password authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "does not exist",  # role or database
+    "unable to open database file",  # SQLite: no such folder
+)
+_READ_ONLY = "25006"  # SQLSTATE read_only_sql_transaction
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same statement may work later: the server is away, a lock timed out, the disk is full."""
+    """Whether the same statement may work later: the server is away, a lock timed out, the disk is full.
+
+    The driver calls all such states operational errors, except for a server that only reads (see `_postgresql_engine`).
+    """
     if isinstance(error, sa.exc.DBAPIError):
         if isinstance(error.orig, sqlite3.Error) and getattr(error.orig, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR:
             return False  # a wrong statement or a missing table, which SQLite's driver also calls operational
         return error.connection_invalidated or isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
     return isinstance(error, TransientError | sa.exc.TimeoutError)
+
+
+def why_unreachable(error: BaseException) -> str | None:
+    """What the driver says of a connection that did not come about (it names host and user, never data)."""
+    if isinstance(error, sa.exc.OperationalError) and error.statement is None:
+        return " ".join(str(error.orig).split())
+    return why_unreachable(error.__cause__) if error.__cause__ else None
+
+
+def is_wrong_address(error: BaseException) -> bool:
+    """Whether a connection did not come about for a reason that no waiting changes.
+
+    An error before the login has no SQLSTATE, so PostgreSQL's English texts decide; in another language it is waited.
+    """
+    return any(words in (why_unreachable(error) or "") for words in _WRONG_ADDRESS)
 
 
 class Database:
@@ -92,4 +129,13 @@ def _sqlite_engine(url: sa.URL, synchronous: str) -> Engine:
 
 
 def _postgresql_engine(url: sa.URL) -> Engine:
-    return sa.create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args={"connect_timeout": 5})
+    options = {name: value for name, value in _PEER_LOST.items() if name not in url.query}
+    engine = sa.create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=options)
+
+    @sa.event.listens_for(engine, "handle_error")
+    def _leave_former_primary(context: sa.engine.ExceptionContext) -> None:
+        # After a failover the old connections still answer, and write nothing: all of them are closed.
+        if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+            context.is_disconnect = True
+
+    return engine

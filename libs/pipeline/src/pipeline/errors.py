@@ -15,6 +15,10 @@ class BusUnavailable(TransientError):
     """The event bus did not acknowledge in time."""
 
 
+class MessageTooLarge(PipelineError):
+    """The bus takes no message of this size on its topic, now or later."""
+
+
 class ObjectStoreUnavailable(TransientError):
     """The object store cannot be reached or has no space."""
 

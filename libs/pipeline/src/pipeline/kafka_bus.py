@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka.admin import ConfigResource
 from kafka.errors import (
     CommitFailedError,
     GroupIdNotFoundError,
@@ -22,15 +23,16 @@ from kafka.errors import (
 from kafka.protocol.consumer import OffsetSpec
 
 from pipeline.bus import Message, Record
-from pipeline.errors import BusUnavailable
+from pipeline.errors import BusUnavailable, MessageTooLarge
 from pipeline.events import DEAD_LETTER_SUFFIX, MAX_EVENT_BYTES
-from pipeline.kafka_client import MAX_LETTER_BYTES, build, explain, translated
+from pipeline.kafka_client import MAX_LETTER_BYTES, TOO_LARGE, build, explain, translated
 from pipeline.settings import BusSettings
 from pipeline.telemetry import EVENTS_PUBLISHED
 
 log = logging.getLogger(__name__)
 
 _PUBLISH_TIMEOUT_S = 15.0
+_LIMIT = "max.message.bytes"
 _COMMIT_TIMEOUT_MS = 5_000
 _PATIENCE_S, _PATIENCE_MAX_S = 5.0, 300.0
 
@@ -42,6 +44,7 @@ class KafkaBus:
         self._settings = settings
         self._patience_s = patience_s
         self._admin: Any = None
+        self._limits_seen: set[str] = set()
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
@@ -62,6 +65,7 @@ class KafkaBus:
         """Create missing topics; needs no right to create when none is missing."""
         with self._administration() as admin:
             present = set(admin.list_topics())
+            self._warn_of_limits(admin, present.intersection(topics))
             missing = [topic for topic in dict.fromkeys(topics) if topic not in present]
             if not missing:
                 return
@@ -69,7 +73,7 @@ class KafkaBus:
                 topic: {
                     "num_partitions": self._settings.bus_partitions,
                     "replication_factor": self._settings.bus_replication,
-                    "configs": {"max.message.bytes": str(_largest(topic))},
+                    "configs": {_LIMIT: str(_largest(topic))},
                 }
                 for topic in missing
             }
@@ -77,6 +81,21 @@ class KafkaBus:
             with contextlib.suppress(TopicAlreadyExistsError):
                 admin.create_topics(wanted)
             admin.wait_for_topics(missing)
+
+    def _warn_of_limits(self, admin: Any, topics: set[str]) -> None:
+        """Topics that others made may take less than an event can be; one without the right to ask is not told."""
+        unseen = sorted(topics - self._limits_seen)
+        self._limits_seen |= topics
+        if not unseen:
+            return
+        asked = [ConfigResource("TOPIC", topic, [_LIMIT]) for topic in unseen]
+        for topic, configs in admin.describe_configs(asked, config_filter="all").get("topic", {}).items():
+            limit = int(configs.get(_LIMIT, {}).get("value") or _largest(topic))
+            if limit < _largest(topic):
+                log.warning(
+                    "topic takes smaller events than the pipeline may write: raise its max.message.bytes",
+                    extra={"topic": topic, "limit": limit, "wanted": _largest(topic)},
+                )
 
     def producer(self) -> KafkaBusProducer:
         """A new producer; connects at its first publish."""
@@ -150,6 +169,8 @@ class KafkaBusProducer:
                 future.get(timeout=max(0.001, deadline - time.monotonic()))
         except KafkaError as error:
             self._abandon(client)
+            if isinstance(error, TOO_LARGE):
+                raise MessageTooLarge(explain(error, self._settings)) from error
             raise BusUnavailable(explain(error, self._settings)) from error
         for message in messages:
             EVENTS_PUBLISHED.labels(topic=message.topic).inc()

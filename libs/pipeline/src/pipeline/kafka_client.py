@@ -26,6 +26,8 @@ from pipeline.settings import BusSettings
 
 MAX_LETTER_BYTES = 2 * MAX_EVENT_BYTES
 """Largest dead letter: it carries the event in base64."""
+TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
+"""Told of one message: the client divides a batch until the message that is too large stands alone."""
 
 _CREDENTIALS = "check ECHO_KAFKA_USERNAME, ECHO_KAFKA_PASSWORD and ECHO_KAFKA_SASL_MECHANISM"
 
@@ -101,7 +103,7 @@ def explain(error: KafkaError, settings: BusSettings) -> str:
         return f"the Kafka broker refused the login ({type(error).__name__}): {_CREDENTIALS}"
     if isinstance(error, AuthorizationError):
         return f"the Kafka user {settings.kafka_username!r} lacks a right: {type(error).__name__}"
-    if isinstance(error, MessageSizeTooLargeError | RecordListTooLargeError):
+    if isinstance(error, TOO_LARGE):
         return f"the event is larger than the topic's max.message.bytes ({type(error).__name__})"
     if isinstance(error, InvalidReplicationFactorError):
         return f"ECHO_BUS_REPLICATION={settings.bus_replication} is more than there are Kafka brokers"

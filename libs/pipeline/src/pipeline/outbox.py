@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -17,12 +18,19 @@ from sqlalchemy.engine import Connection
 from pipeline.bus import Message, Producer
 from pipeline.clock import Clock
 from pipeline.database import Database, is_transient
-from pipeline.errors import InvalidEvent, reason_of
+from pipeline.errors import InvalidEvent, MessageTooLarge, reason_of
 from pipeline.events import MAX_EVENT_BYTES, Event
+from pipeline.telemetry import EVENTS_SET_ASIDE
 
 log = logging.getLogger(__name__)
 
 _RELAY_LOCK = 0x6F757462  # PostgreSQL advisory lock: one relay at a time, or order within a key would be lost
+
+SET_ASIDE = datetime(9000, 1, 1, tzinfo=UTC)
+"""`published_at` of an event that the bus refuses for its size: neither pending nor ever pruned.
+
+Set it to NULL, when the topic takes more, and the event is published.
+"""
 
 
 class Outbox:
@@ -89,7 +97,10 @@ class OutboxRelay:
         self._next_prune = 0.0
 
     def relay_once(self) -> int:
-        """Publish one batch; returns how many rows. Rows are marked only after the bus acknowledged all of them."""
+        """Publish one batch; returns how many rows. Rows are marked only after the bus acknowledged all of them.
+
+        An event that is larger than its topic allows is set aside, and holds up nothing behind it.
+        """
         table = self._outbox.table
         pending = sa.select(table).where(table.c.published_at.is_(None)).order_by(table.c.id)
         with self._database.read() as connection:
@@ -102,11 +113,29 @@ class OutboxRelay:
             # would hold up the service's own work.
             with self._database.read() as connection:
                 rows = connection.execute(pending.limit(self._batch)).all()
-            self._producer.publish([Message(row.topic, row.key, row.payload) for row in rows])
-            mark = table.update().where(table.c.id.in_([row.id for row in rows]))
+            refused = self._publish(rows)
+            mark = table.update().where(table.c.id.in_([row.id for row in rows if row.id not in refused]))
             with self._database.write() as connection:
                 connection.execute(mark.values(published_at=self._clock.now()))
+                if refused:
+                    connection.execute(table.update().where(table.c.id.in_(refused)).values(published_at=SET_ASIDE))
         return len(rows)
+
+    def _publish(self, rows: Sequence[sa.Row[Any]]) -> list[int]:
+        """Returns the numbers of those that are larger than their topic allows."""
+        try:
+            self._producer.publish([Message(row.topic, row.key, row.payload) for row in rows])
+        except MessageTooLarge:
+            if len(rows) > 1:  # the bus does not say which one
+                return [number for row in rows for number in self._publish([row])]
+            [row] = rows
+            EVENTS_SET_ASIDE.labels(topic=row.topic).inc()
+            log.exception(
+                "event set aside: larger than its topic allows",
+                extra={"topic": row.topic, "outbox_id": row.id, "bytes": len(row.payload)},
+            )
+            return [row.id]
+        return []
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[bool]:

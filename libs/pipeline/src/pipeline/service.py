@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import signal
@@ -14,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
+from pipeline.database import is_transient, is_wrong_address, why_unreachable
+from pipeline.errors import reason_of
 from pipeline.http import Check, HttpServer, bind, service_app
 from pipeline.settings import CommonSettings, masked
 from pipeline.telemetry import configure_logging
@@ -27,7 +30,10 @@ _DRAIN_S = 60.0
 
 
 class ServiceRunner:
-    """The life of one service process. Build it first in `app.py`: it configures logging and binds the HTTP port."""
+    """The life of one service process.
+
+    Build it first in `app.py`, in the main thread: it configures logging, takes the signals and binds the HTTP port.
+    """
 
     def __init__(self, name: str, settings: CommonSettings) -> None:
         self.name = name
@@ -39,6 +45,39 @@ class ServiceRunner:
         configure_logging(name, settings.log_level, log_identifiers=settings.log_identifiers)
         log.info("starting", extra={"settings": masked(settings)})
         self._socket = claim_port(settings.http_host, settings.http_port, "ECHO_HTTP_PORT")
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, lambda *_: self.stop.set())
+
+    def prepare(self, setting: str, step: Callable[[], object]) -> None:
+        """Do a step of the start that needs a server; `setting` has its address. What is transient is waited for.
+
+        Meanwhile `/healthz` answers and `/readyz` says no. SIGTERM or SIGINT ends the process with status 0, an address
+        or login that no waiting puts right with status 2.
+        """
+        failures = 0
+        with contextlib.ExitStack() as waiting:
+            while not self.stop.is_set():
+                try:
+                    step()
+                    return
+                except Exception as error:
+                    reason, wrong = why_unreachable(error) or reason_of(error), is_wrong_address(error)
+                    if not wrong and not is_transient(error):
+                        raise
+                if wrong:
+                    sys.stderr.write(f"wrong setting {setting}: {reason}\n")
+                    raise SystemExit(2)
+                if not failures:
+                    server = HttpServer(service_app({}, self.ready), self._socket.dup())
+                    server.start()
+                    waiting.callback(server.stop)
+                failures += 1
+                log.warning("start waits", extra={"setting": setting, "reason": reason, "failures": failures})
+                self.stop.wait(min(5.0, 0.1 * 2**failures))
+        for action in reversed(self._on_stop):
+            action()
+        log.info("stopped", extra={"failed": False})
+        raise SystemExit(0)
 
     def add_loop(self, name: str, loop: Loop) -> None:
         """A thread of the service; an exception that leaves it ends the process with status 1."""
@@ -64,8 +103,6 @@ class ServiceRunner:
         stopping begins, before the loops are waited for (close a listening socket there). `ready_fields` are added to
         the log line "ready", beside `http_port`.
         """
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, lambda *_: self.stop.set())
         server = HttpServer(app or service_app(checks, self.ready, routes), self._socket)
         server.start()
         threads = [

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
+import io
 import os
 import re
 import stat
@@ -15,13 +17,16 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Protocol, cast
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import fsspec
 from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]  # publishes no types
 
 from pipeline.errors import ObjectNotFound, ObjectStoreUnavailable
 from pipeline.settings import ObjectStoreSettings
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _KEY = re.compile(r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$")
 
@@ -49,7 +54,7 @@ class ObjectStore(Protocol):
         ...
 
     def open(self, key: str) -> IO[bytes]:
-        """A seekable binary stream; `ObjectNotFound` if there is none."""
+        """A seekable binary stream; `ObjectNotFound` if there is none. Its reads may raise `ObjectStoreUnavailable`."""
         ...
 
     def exists(self, key: str) -> bool:
@@ -112,28 +117,23 @@ class LocalObjectStore:
     def put_file(self, path: Path, key: str) -> None:
         """Sync, rename and sync the folders, new parents included."""
         target = self._path(key)
-        try:
+        with _local():
             _fsync(path)
             fresh = _make_folders(target.parent)
             path.replace(target)
             _fsync(target.parent)
             for folder in fresh:
                 _fsync(folder.parent)
-        except OSError as error:
-            raise _unavailable(error) from error
 
     def put_bytes(self, data: bytes, key: str) -> None:
         """Stage and move."""
-        try:
-            with tempfile.NamedTemporaryFile(dir=self._staging, delete=False) as file:
-                staged = Path(file.name)
-                try:
-                    file.write(data)
-                except OSError:
-                    staged.unlink(missing_ok=True)
-                    raise
-        except OSError as error:
-            raise _unavailable(error) from error
+        with _local(), tempfile.NamedTemporaryFile(dir=self._staging, delete=False) as file:
+            staged = Path(file.name)
+            try:
+                file.write(data)
+            except OSError:
+                staged.unlink(missing_ok=True)
+                raise
         try:
             self.put_file(staged, key)
         except ObjectStoreUnavailable:
@@ -142,26 +142,29 @@ class LocalObjectStore:
 
     def open(self, key: str) -> IO[bytes]:
         """The file, opened for reading."""
-        try:
-            return self._path(key).open("rb")
-        except FileNotFoundError as error:
-            raise ObjectNotFound(key) from error
-        except OSError as error:
-            raise _unavailable(error) from error
+        path = self._path(key)
+        with _local():
+            try:
+                return io.BufferedReader(_LocalFile(path))
+            except FileNotFoundError as error:
+                raise ObjectNotFound(key) from error
 
     def exists(self, key: str) -> bool:
         """Whether the file is there."""
-        return self._path(key).is_file()
+        with _local():
+            return self._path(key).is_file()
 
     def delete(self, key: str) -> None:
         """Unlink; folders stay."""
-        self._path(key).unlink(missing_ok=True)
+        with _local():
+            self._path(key).unlink(missing_ok=True)
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Walk the folder."""
-        for path in sorted(self._path(prefix).rglob("*")):
-            if path.is_file():
-                yield path.relative_to(self._root).as_posix()
+        with _local():
+            found = sorted(path for path in self._path(prefix).rglob("*") if path.is_file())
+        for path in found:
+            yield path.relative_to(self._root).as_posix()
 
     def free_bytes(self) -> int | None:
         """Bytes that this process may still write."""
@@ -209,7 +212,7 @@ class FsspecObjectStore:
         """A buffered remote file."""
         try:
             with _remote():
-                return cast(IO[bytes], self._fs.open(self._path(key), "rb"))
+                return io.BufferedReader(_RemoteFile(self._fs.open(self._path(key), "rb")))
         except ObjectStoreUnavailable as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 raise ObjectNotFound(key) from error
@@ -247,10 +250,75 @@ class FsspecObjectStore:
 
 
 @contextlib.contextmanager
+def _local() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _unavailable(error) from error
+
+
+class _LocalFile(io.FileIO):
+    """A file whose medium may fail under a read."""
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        with _local():
+            return super().readinto(buffer)
+
+    def readall(self) -> bytes:
+        with _local():
+            return super().readall()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        with _local():
+            return super().seek(offset, whence)
+
+
+class _RemoteFile(io.RawIOBase):
+    """A remote file, which fetches what is read when it is read."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        with _remote():
+            return int(self._file.readinto(buffer))
+
+    def readall(self) -> bytes:
+        with _remote():
+            return bytes(self._file.read())
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@functools.cache
+def _remote_errors() -> tuple[type[Exception], ...]:
+    # s3fs gives up with the last of the errors after which it tries again; some are of the HTTP client.
+    from s3fs.core import S3_RETRYABLE_ERRORS  # here, because it is slow to import
+
+    return (OSError, BotoCoreError, *S3_RETRYABLE_ERRORS)
+
+
+@contextlib.contextmanager
 def _remote() -> Iterator[None]:
     try:
         yield
-    except (OSError, BotoCoreError) as error:  # the latter when nothing answers at all
+    except Exception as error:
+        if not isinstance(error, _remote_errors()):
+            raise
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _unavailable(error) from error
         # Texts of the client quote keys and addresses; the type says what to look for.

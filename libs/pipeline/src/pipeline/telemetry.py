@@ -17,6 +17,7 @@ from prometheus_client import Counter
 
 EVENTS_CONSUMED = Counter("echo_events_consumed_total", "Events handled, duplicates included", ["group", "type"])
 EVENTS_PUBLISHED = Counter("echo_events_published_total", "Messages acknowledged by the bus", ["topic"])
+EVENTS_SET_ASIDE = Counter("echo_events_set_aside_total", "Outbox events larger than their topic allows", ["topic"])
 DEAD_LETTERS = Counter("echo_dead_letters_total", "Events given up", ["group", "topic", "code"])
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}

@@ -35,10 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     runner = ServiceRunner("console", settings)
     clock = SystemClock()
     database = Database(settings.database_url.get_secret_value())
-    database.migrate(MIGRATIONS)
-    begin_generation(database, settings.projection_generation)
+    runner.prepare("ECHO_DATABASE_URL", lambda: database.migrate(MIGRATIONS))
+    runner.prepare("ECHO_DATABASE_URL", lambda: begin_generation(database, settings.projection_generation))
     bus = make_bus(settings)
-    bus.ensure_topics(ALL_TOPICS)
+    runner.prepare("ECHO_BUS_URL", lambda: bus.ensure_topics(ALL_TOPICS))
 
     def handle(connection: Connection, event: Event) -> None:
         project(SqlProjection(connection), event, clock.now())

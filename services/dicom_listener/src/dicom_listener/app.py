@@ -84,14 +84,14 @@ def serve(settings: Settings, under_way: KeyLocks, watermark: Watermark, forks: 
     clock = SystemClock()
     database = Database(settings.database_url.get_secret_value())
     runner.on_stop(database.close)
-    database.migrate(MIGRATIONS)
+    runner.prepare("ECHO_DATABASE_URL", lambda: database.migrate(MIGRATIONS))
     store = make_object_store(settings)
     leftovers = clear_leftovers(store.staging_dir())
     if leftovers:
         log.info("half received objects of an earlier process removed", extra={"files": leftovers})
     bus = make_bus(settings)
     runner.on_stop(bus.close)
-    bus.ensure_topics(ALL_TOPICS)
+    runner.prepare("ECHO_BUS_URL", lambda: bus.ensure_topics(ALL_TOPICS))
     producer = bus.producer()
     runner.on_stop(producer.close)
 

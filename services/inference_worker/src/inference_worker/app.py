@@ -58,7 +58,7 @@ def serve(settings: Settings, runner: ServiceRunner, model: ReportModel) -> int:
     """Take tasks for a model that is loaded, until SIGTERM; returns the exit status."""
     clock = SystemClock()
     bus = make_bus(settings)
-    bus.ensure_topics(ALL_TOPICS)
+    runner.prepare("ECHO_BUS_URL", lambda: bus.ensure_topics(ALL_TOPICS))
     producer = bus.producer()
     store = make_object_store(settings)
     watchdog = Watchdog(settings.watchdog_s, model.stalled_s, clock)

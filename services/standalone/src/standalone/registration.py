@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metadata.create_all(connection)  # one table that only remembers: nothing to migrate
     bus = make_bus(settings)
     runner.on_stop(bus.close)
-    bus.ensure_topics(ALL_TOPICS)
+    runner.prepare("ECHO_BUS_URL", lambda: bus.ensure_topics(ALL_TOPICS))
     http = httpx.Client(timeout=10.0, trust_env=False)
     runner.on_stop(http.close)
     registration = PatientRegistration(
