@@ -180,6 +180,23 @@ def test_database_away(tmp_path: Path, own_postgres: tuple[str, Services], proce
     check(process, [*images, late])
 
 
+def test_a_start_while_kafka_is_away(tmp_path: Path, processes: list[Process], free_port: Callable[[], int]) -> None:
+    process = Process(tmp_path)
+    processes.append(process)
+    embedded = process.bus_url
+    process.bus_url = f"kafka://127.0.0.1:{free_port()}"
+    process.start()
+    ds = image()
+    with Sender(process.port) as sender:
+        assert sender.send(ds) == KEPT
+    wait_for(lambda: process.rows("select state from studies") == [("complete",)])
+    assert process.end(signal.SIGTERM) == 0
+    assert "events wait for the bus" in process.log.read_text()
+    process.bus_url = embedded  # one that is there
+    process.start()
+    check(process, [ds])
+
+
 def test_clock_that_jumps(tmp_path: Path, processes: list[Process]) -> None:
     offset = tmp_path / "offset"
     process = Process(tmp_path, command=(str(Path(__file__).with_name("jumping_clock.py")), str(offset)))

@@ -41,9 +41,11 @@ from dicom_listener.handlers.refusals import RefusalBook
 from dicom_listener.handlers.sweep import Sweeper
 from dicom_listener.receiving import receive
 from dicom_listener.settings import Settings
+from pipeline.bus import Bus
 from pipeline.buses import make_bus
 from pipeline.clock import SystemClock
 from pipeline.database import Database
+from pipeline.errors import BusUnavailable
 from pipeline.events import ALL_TOPICS
 from pipeline.http import Check
 from pipeline.outbox import OutboxRelay
@@ -78,6 +80,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             each.process.kill()
 
 
+def make_topics(bus: Bus) -> bool:
+    """False while the bus is away: objects are received all the same, and their events wait in the outbox."""
+    try:
+        bus.ensure_topics(ALL_TOPICS)
+    except BusUnavailable as error:
+        log.warning("events wait for the bus", extra={"reason": str(error)})
+        return False
+    return True
+
+
 def serve(settings: Settings, under_way: KeyLocks, watermark: Watermark, forks: Sequence[Fork]) -> int:
     """Build everything and run it; returns the exit status."""
     runner = ServiceRunner("dicom-listener", settings)
@@ -91,7 +103,7 @@ def serve(settings: Settings, under_way: KeyLocks, watermark: Watermark, forks: 
         log.info("half received objects of an earlier process removed", extra={"files": leftovers})
     bus = make_bus(settings)
     runner.on_stop(bus.close)
-    runner.prepare("ECHO_BUS_URL", lambda: bus.ensure_topics(ALL_TOPICS))
+    runner.prepare("ECHO_BUS_URL", partial(make_topics, bus))
     producer = bus.producer()
     runner.on_stop(producer.close)
 
@@ -153,7 +165,14 @@ def serve(settings: Settings, under_way: KeyLocks, watermark: Watermark, forks: 
     runner.add_loop("sweep", sweeper.run)
     runner.add_loop("commitment", committing.run)
     runner.add_loop("refusals", refusals.run)
-    runner.add_loop("outbox", OutboxRelay(database, outbox, producer, clock).run)
+    relay = OutboxRelay(database, outbox, producer, clock)
+
+    def announce(stop: threading.Event) -> None:
+        while not make_topics(bus) and not stop.is_set():
+            clock.wait(stop, 2.0)
+        relay.run(stop)
+
+    runner.add_loop("outbox", announce)
 
     checks: dict[str, Check] = {"database": database.ping, "object_store": store.ping, "dicom_port": scp.check}
     ready_fields = {"dicom_port": scp.port}
