@@ -108,9 +108,43 @@ def test_what_is_not_offered_is_not_done(console: Console, services: Services) -
     console.feed([study.completed(), study.held()])
     assert console.http.post(f"/studies/{study.uid}/discard").status_code == 409
     assert console.http.post("/studies/2.25.404/release").status_code == 409
-    foreign = console.http.post(f"/studies/{study.uid}/release", headers={"sec-fetch-site": "cross-site"})
-    assert foreign.status_code == 403
     assert services.asked == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site", "origin": "http://testserver"},
+        {"origin": "http://elsewhere.example"},  # over plain HTTP browsers send nothing else
+        {"origin": "http://testserver:81"},
+        {"origin": "null"},
+    ],
+)
+def test_pages_of_other_sites_can_press_no_button(
+    console: Console, services: Services, headers: dict[str, str]
+) -> None:
+    study = StudyEvents()
+    console.feed([study.completed(), study.held()])
+    answer = console.http.post(f"/studies/{study.uid}/release", headers=headers)
+    assert (answer.status_code, services.asked) == (403, [])
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"sec-fetch-site": "same-origin", "origin": "https://console.example"},
+        {"origin": "http://TESTSERVER"},
+        {"origin": "https://console.example", "x-forwarded-host": "console.example"},
+        {"origin": "https://console.example", "x-forwarded-host": "console.example, inner:8000"},
+    ],
+)
+def test_our_own_pages_and_programs_can(console: Console, services: Services, headers: dict[str, str]) -> None:
+    study = StudyEvents()
+    console.feed([study.completed(), study.held()])
+    answer = console.http.post(f"/studies/{study.uid}/release", headers=headers, follow_redirects=False)
+    assert (answer.status_code, len(services.asked)) == (303, 1)
 
 
 def test_without_addresses_there_are_no_buttons(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_every_answer_is_guarded_by_headers(console: Console) -> None:
         assert "default-src 'none'" in headers["content-security-policy"], path
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["cache-control"] == "no-store"
-        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["referrer-policy"] == "same-origin"
 
 
 def test_searches_use_an_index_and_sort_nothing(console: Console) -> None:

@@ -240,9 +240,10 @@ def test_a_pause_hands_over_nothing_and_withdraws_all_the_same(dispatcher: Opera
 def test_pages_of_other_sites_cannot_decide(dispatcher: Operated) -> None:
     uid = new_uid()
     dispatcher.unclear(uid)
-    refused = dispatcher.http.post(f"/v1/held/{uid}/release", headers={"sec-fetch-site": "cross-site"})
-    assert refused.status_code == 403
-    assert refused.headers["content-type"] == "application/problem+json"
+    for headers in ({"sec-fetch-site": "cross-site"}, {"origin": "http://elsewhere.example"}):
+        refused = dispatcher.http.post(f"/v1/held/{uid}/release", headers=headers)
+        assert refused.status_code == 403
+        assert refused.headers["content-type"] == "application/problem+json"
     assert len(dispatcher.items("/v1/held")) == 1
     assert dispatcher.http.get("/v1/held?limit=0").status_code == 400
 

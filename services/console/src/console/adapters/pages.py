@@ -16,6 +16,7 @@ from console.adapters.actions import Actions
 from console.adapters.models import DeadLetterOut, RefusalOut, StudyItem, study_detail
 from console.adapters.queries import COUNT_LIMIT, Queries, RefusalFilter, StudyFilter
 from console.domain.state import NEEDS_A_PERSON, STATES
+from pipeline.http import from_another_site
 
 _TEMPLATES = Path(__file__).parents[1] / "templates"
 _PAGE_SIZE = 50
@@ -209,8 +210,7 @@ def page_router(pages: Pages) -> APIRouter:
 
     @router.post("/studies/{study_instance_uid}/{action}")
     def act(study_instance_uid: str, action: str, request: Request) -> Response:
-        # A page of another site may let a reader's browser send a form; browsers say so in this header.
-        if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        if from_another_site(request.headers):
             raise HTTPException(403, "Requests from pages of other sites are refused.")
         return pages.act(study_instance_uid, action)
 
