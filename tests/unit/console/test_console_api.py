@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from datetime import timedelta
@@ -16,6 +17,10 @@ from unit.console.study_events import START, StudyEvents
 from unit.console.web_client import Console
 
 PROBLEM = "application/problem+json"
+
+
+def cursor(text: str) -> str:
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
 @pytest.fixture
@@ -111,6 +116,14 @@ def test_pages_follow_each_other_without_gap_or_repetition(console: Console) -> 
         ("/api/studies?since=2026-01-01T00:00:00", 422),
         ("/api/studies?cursor=nonsense", 422),
         ("/api/studies?cursor=%FF", 422),
+        (f"/api/studies?cursor={cursor('0001-01-01T00:00:00+14:00 x')}", 422),
+        (f"/api/refusals?cursor={cursor('2026-01-01T00:00:00Z x' + chr(0))}", 422),
+        ("/api/studies?since=0001-01-01T00:00:00%2B14:00", 422),
+        ("/api/refusals?until=9999-12-31T23:59:59-14:00", 422),
+        ("/api/studies?accession=%00", 422),
+        ("/api/studies?patient_id=A%00", 422),
+        ("/api/refusals?calling_ae_title=%00", 422),
+        ("/api/refusals?reason=%00", 422),
         ("/api/studies/2.25.1/images/2.25.2.png", 404),
         ("/api/nothing", 404),
     ],

@@ -10,9 +10,11 @@ from urllib.parse import urlencode
 
 import jinja2
 from fastapi import APIRouter, HTTPException, Query, Request
+from fastapi import Path as InPath
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from console.adapters.actions import Actions
+from console.adapters.api import NO_NUL
 from console.adapters.models import DeadLetterOut, RefusalOut, StudyItem, study_detail
 from console.adapters.queries import COUNT_LIMIT, Queries, RefusalFilter, StudyFilter
 from console.domain.state import NEEDS_A_PERSON, STATES
@@ -20,7 +22,8 @@ from pipeline.http import from_another_site
 
 _TEMPLATES = Path(__file__).parents[1] / "templates"
 _PAGE_SIZE = 50
-_Word = Annotated[str, Query(max_length=64)]
+_Word = Annotated[str, Query(max_length=64, pattern=NO_NUL)]
+_Key = Annotated[str, InPath(pattern=NO_NUL)]
 _Cursor = Annotated[str, Query(max_length=256)]
 
 _STATE_WORDS = {
@@ -209,13 +212,13 @@ def page_router(pages: Pages) -> APIRouter:
         return pages.refusals({"calling_ae_title": calling_ae_title, "reason": reason}, cursor)
 
     @router.post("/studies/{study_instance_uid}/{action}")
-    def act(study_instance_uid: str, action: str, request: Request) -> Response:
+    def act(study_instance_uid: _Key, action: str, request: Request) -> Response:
         if from_another_site(request.headers):
             raise HTTPException(403, "Requests from pages of other sites are refused.")
         return pages.act(study_instance_uid, action)
 
     @router.get("/studies/{study_instance_uid}")
-    def study(study_instance_uid: str) -> Response:
+    def study(study_instance_uid: _Key) -> Response:
         return pages.study(study_instance_uid)
 
     return router
