@@ -135,3 +135,23 @@ def test_the_migrations_make_the_tables_that_the_code_expects(console: Console) 
         found = {column["name"]: column["nullable"] for column in inspector.get_columns(table.name)}
         assert found == {column.name: column.nullable for column in table.columns}, table.name
         assert {i["name"] for i in inspector.get_indexes(table.name)} == {i.name for i in table.indexes}
+
+
+def test_an_instance_number_of_many_digits_hides_no_study(bus: SqlBus, console: Console) -> None:
+    """Some devices count by the clock; an integer string holds twelve characters (PS3.5 6.2)."""
+    study = StudyEvents()
+    publish(bus, of([study.opened(), study.completed(instances=[{"instance_number": 202_601_050_812}])]))
+    consume_all(bus, console, "console")
+    assert lines(console) == {study.accession: ("complete", None)}
+
+
+@pytest.mark.parametrize("version", ["true", "99999999999", "[" * 100_000])
+def test_whatever_was_given_up_is_listed(bus: SqlBus, console: Console, version: str) -> None:
+    study = StudyEvents()
+    publish(bus, of([study.opened()]))
+    letter = study.dead_letter(STUDY_COMPLETED, "dispatcher", b'{"data": {"study_version": %s}}' % version.encode())
+    publish(bus, [Message(dead_letter_topic(STUDY_COMPLETED), letter.key, letter.to_bytes())])
+    consume_all(bus, console, "console")
+    (listed,) = console.http.get("/api/dead-letters").json()["items"]
+    assert listed["event_id"] == letter.id
+    assert console.http.get(f"/api/studies/{study.uid}").json()["timeline"][-1]["event"] == letter.type
