@@ -260,3 +260,24 @@ def test_the_page_of_refusals_finds_them_by_sender_and_reason(console: Console) 
     only = console.http.get("/refusals?calling_ae_title=MOBILE1&reason=").text
     assert only.count('data-label="Sender"') == 1
     assert "No refusal matches" in console.http.get("/refusals?reason=nonsense").text
+
+
+def test_the_page_of_refusals_finds_them_by_time(console: Console) -> None:
+    console.feed([refused(60 * minute, calling=f"PACS{minute}") for minute in range(4)])
+    page = console.http.get("/refusals?calling_ae_title=&reason=&since=2026-01-05T08:01&until=2026-01-05T08:03").text
+    assert [f"PACS{minute}" in page for minute in range(4)] == [False, True, True, False]
+    assert 'value="2026-01-05T08:01"' in page
+    assert "PACS3" in console.http.get("/refusals?since=2026-01-05T09:03%2B01:00&until=").text
+    for nonsense in ("yesterday", "0001-01-01T00:00%2B14:00", "%00"):
+        answer = console.http.get(f"/refusals?since={nonsense}")
+        assert (answer.status_code, answer.headers["content-type"][:9]) == (422, "text/html")
+
+
+def test_further_pages_of_refusals_keep_to_the_time_that_was_searched(console: Console) -> None:
+    console.feed([refused(number, calling=f"PACS{number}") for number in range(60)])
+    first = console.http.get("/refusals?since=2026-01-05T08:00:05").text
+    link = first.split('rel="next"')[0].rsplit('href="', 1)[1].split('"')[0].replace("&amp;", "&")
+    second = console.http.get(link).text
+    assert second.count('data-label="Sender"') == 5
+    assert "PACS5" in second
+    assert "PACS4 " not in second

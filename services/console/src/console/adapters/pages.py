@@ -80,6 +80,17 @@ def plain(code: str) -> str:
     return code.replace("_", " ").capitalize()
 
 
+def moment_of(text: str | None) -> datetime | None:
+    """The time that a form's field names, in UTC where it names no zone; 422 if it names none."""
+    if text is None:
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+        return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise HTTPException(422, "The time is to be written like 2026-01-31T16:05.") from error
+
+
 class Pages:
     """Renders templates; every value is escaped."""
 
@@ -156,7 +167,8 @@ class Pages:
     def refusals(self, values: Mapping[str, str], cursor: str | None) -> Response:
         """What senders were refused."""
         search = {name: value.strip() for name, value in values.items() if value.strip()}
-        wanted = RefusalFilter(search.get("calling_ae_title"), search.get("reason"))
+        since, until = (moment_of(search.get(name)) for name in ("since", "until"))
+        wanted = RefusalFilter(search.get("calling_ae_title"), search.get("reason"), since, until)
         page = self._queries.refusals(wanted, cursor or None, _PAGE_SIZE)
         return self._html(
             "refusals.html",
@@ -208,8 +220,11 @@ def page_router(pages: Pages) -> APIRouter:
         return pages.problems()
 
     @router.get("/refusals")
-    def refusals(calling_ae_title: _Word = "", reason: _Word = "", cursor: _Cursor = "") -> Response:
-        return pages.refusals({"calling_ae_title": calling_ae_title, "reason": reason}, cursor)
+    def refusals(
+        calling_ae_title: _Word = "", reason: _Word = "", since: _Word = "", until: _Word = "", cursor: _Cursor = ""
+    ) -> Response:
+        values = {"calling_ae_title": calling_ae_title, "reason": reason, "since": since, "until": until}
+        return pages.refusals(values, cursor)
 
     @router.post("/studies/{study_instance_uid}/{action}")
     def act(study_instance_uid: _Key, action: str, request: Request) -> Response:
