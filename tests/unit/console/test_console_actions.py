@@ -11,7 +11,7 @@ import pytest
 from console.adapters.actions import Actions
 from console.domain.actions import actions_of
 from console.domain.facts import fact_of
-from pipeline.events import STUDY_COMPLETED, Event
+from pipeline.events import REPORT_GENERATED, REPORT_STARTED, STUDY_COMPLETED, Event
 from unit.console.study_events import StudyEvents
 from unit.console.web_client import Console
 
@@ -57,6 +57,14 @@ CASES: dict[str, tuple[Callable[[StudyEvents], list[Event]], list[str]]] = {
     "parked by the writer": (lambda s: [s.generated(), s.parked()], ["deliver"]),
     "held, released, parked": (lambda s: [s.held(), s.requested(), s.generated(), s.parked()], ["deliver"]),
     "a dead letter": (lambda s: [s.completed(), s.dead_letter(STUDY_COMPLETED, "dispatcher")], ["retry"]),
+    "a dead letter of an answer": (
+        lambda s: [
+            s.generated(),
+            s.dead_letter(REPORT_GENERATED, "fhir_writer"),
+            s.dead_letter(REPORT_GENERATED, "dispatcher"),
+        ],
+        [],
+    ),
     "an old version failed": (lambda s: [s.requested(), s.failed(), s.opened(version=2)], []),
     "delivered": (lambda s: s.all_delivered(), []),
 }
@@ -66,6 +74,14 @@ CASES: dict[str, tuple[Callable[[StudyEvents], list[Event]], list[str]]] = {
 def test_what_can_be_done(case: str) -> None:
     events, expected = CASES[case]
     assert [action.name for action in actions_of([fact_of(event) for event in events(StudyEvents())])] == expected
+
+
+def test_the_event_that_held_the_study_up_is_tried_again_and_no_other() -> None:
+    study = StudyEvents()
+    needed = study.dead_letter(STUDY_COMPLETED, "dispatcher")
+    events = [study.completed(), needed, study.dead_letter(REPORT_STARTED, "dispatcher")]
+    (action,) = actions_of([fact_of(event) for event in events])
+    assert action.path == f"/v1/dead-letters/{needed.id}/replay"
 
 
 def test_nothing_is_known_so_nothing_can_be_done() -> None:
