@@ -104,6 +104,19 @@ def test_a_new_generation_is_filled_again_from_the_topics(bus: SqlBus, console: 
     assert lines(console) == {"EX-0001": ("delivered", None)}
 
 
+def test_an_older_generation_does_not_empty_what_it_could_not_fill(
+    bus: SqlBus, console: Console, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(bus, of(StudyEvents(1).all_delivered()))
+    begin_generation(console.database, 2)
+    consume_all(bus, console, "console-2")
+    with pytest.raises(SystemExit) as ended:  # its group has read the topics to their ends
+        begin_generation(console.database, 1)
+    assert ended.value.code == 2
+    assert "ECHO_PROJECTION_GENERATION: is 1; the read model was built as 2" in capsys.readouterr().err
+    assert lines(console) == {"EX-0001": ("delivered", None)}
+
+
 def test_consumers_side_by_side_lose_no_fact(console: Console) -> None:
     studies = [StudyEvents(number) for number in range(8)]
     each = [study.all_delivered() for study in studies]
