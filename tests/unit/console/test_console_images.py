@@ -6,9 +6,11 @@ import hashlib
 import io
 import random
 import struct
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +30,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from console.adapters.image_service import ImageService
 from console.adapters.pixels import MAX_SIDE, NotShown, render_png
 from pipeline.errors import ObjectStoreUnavailable
+from pipeline.store import LocalObjectStore
 from unit.console.study_events import StudyEvents
 from unit.console.web_client import Console
 
@@ -364,6 +368,26 @@ def test_the_image_comes_once_and_then_from_the_browser_s_cache(console: Console
     assert Image.open(io.BytesIO(first.content)).size == (64, 64)
     again = console.http.get(url, headers={"if-none-match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
+
+
+def test_an_image_that_many_ask_for_at_once_is_rendered_once(console: Console, tmp_path: Path) -> None:
+    url = stored(console, dicom(ramp("uint8", 255)))
+    (_, images) = console.queries.study(url.split("/")[3])
+    opened, let_go = threading.Semaphore(0), threading.Event()
+
+    class Slow(LocalObjectStore):
+        def open(self, key: str) -> IO[bytes]:
+            opened.release()
+            assert let_go.wait(10)
+            return super().open(key)
+
+    service = ImageService(lambda: Slow(tmp_path / "objects"), max_pixels=LIMIT)
+    with ThreadPoolExecutor(4) as people:
+        pictures = [people.submit(service.png, images[0]) for _ in range(4)]
+        assert opened.acquire(timeout=10)
+        let_go.set()
+        assert len({picture.result() for picture in pictures}) == 1
+    assert not opened.acquire(blocking=False)
 
 
 def test_an_image_that_cannot_be_shown_says_why(console: Console) -> None:
