@@ -202,7 +202,7 @@ def test_a_study_appears_live_is_opened_and_shows_image_and_draft(
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("path", ["/", "/problems", "/studies/2.25.777"])
+@pytest.mark.parametrize("path", ["/", "/problems", "/refusals", "/studies/2.25.777"])
 def test_no_page_scrolls_sideways_even_with_the_longest_words(
     console: Running, open_page: Callable[..., Page], size: tuple[int, int], path: str
 ) -> None:

@@ -104,6 +104,19 @@ def test_a_new_generation_is_filled_again_from_the_topics(bus: SqlBus, console: 
     assert lines(console) == {"EX-0001": ("delivered", None)}
 
 
+def test_an_older_generation_does_not_empty_what_it_could_not_fill(
+    bus: SqlBus, console: Console, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(bus, of(StudyEvents(1).all_delivered()))
+    begin_generation(console.database, 2)
+    consume_all(bus, console, "console-2")
+    with pytest.raises(SystemExit) as ended:  # its group has read the topics to their ends
+        begin_generation(console.database, 1)
+    assert ended.value.code == 2
+    assert "ECHO_PROJECTION_GENERATION: is 1; the read model was built as 2" in capsys.readouterr().err
+    assert lines(console) == {"EX-0001": ("delivered", None)}
+
+
 def test_consumers_side_by_side_lose_no_fact(console: Console) -> None:
     studies = [StudyEvents(number) for number in range(8)]
     each = [study.all_delivered() for study in studies]
@@ -135,3 +148,23 @@ def test_the_migrations_make_the_tables_that_the_code_expects(console: Console) 
         found = {column["name"]: column["nullable"] for column in inspector.get_columns(table.name)}
         assert found == {column.name: column.nullable for column in table.columns}, table.name
         assert {i["name"] for i in inspector.get_indexes(table.name)} == {i.name for i in table.indexes}
+
+
+def test_an_instance_number_of_many_digits_hides_no_study(bus: SqlBus, console: Console) -> None:
+    """Some devices count by the clock; an integer string holds twelve characters (PS3.5 6.2)."""
+    study = StudyEvents()
+    publish(bus, of([study.opened(), study.completed(instances=[{"instance_number": 202_601_050_812}])]))
+    consume_all(bus, console, "console")
+    assert lines(console) == {study.accession: ("complete", None)}
+
+
+@pytest.mark.parametrize("version", ["true", "99999999999", "[" * 100_000])
+def test_whatever_was_given_up_is_listed(bus: SqlBus, console: Console, version: str) -> None:
+    study = StudyEvents()
+    publish(bus, of([study.opened()]))
+    letter = study.dead_letter(STUDY_COMPLETED, "dispatcher", b'{"data": {"study_version": %s}}' % version.encode())
+    publish(bus, [Message(dead_letter_topic(STUDY_COMPLETED), letter.key, letter.to_bytes())])
+    consume_all(bus, console, "console")
+    (listed,) = console.http.get("/api/dead-letters").json()["items"]
+    assert listed["event_id"] == letter.id
+    assert console.http.get(f"/api/studies/{study.uid}").json()["timeline"][-1]["event"] == letter.type

@@ -11,7 +11,7 @@ import pytest
 from console.adapters.actions import Actions
 from console.domain.actions import actions_of
 from console.domain.facts import fact_of
-from pipeline.events import STUDY_COMPLETED, Event
+from pipeline.events import REPORT_GENERATED, REPORT_STARTED, STUDY_COMPLETED, Event
 from unit.console.study_events import StudyEvents
 from unit.console.web_client import Console
 
@@ -57,6 +57,14 @@ CASES: dict[str, tuple[Callable[[StudyEvents], list[Event]], list[str]]] = {
     "parked by the writer": (lambda s: [s.generated(), s.parked()], ["deliver"]),
     "held, released, parked": (lambda s: [s.held(), s.requested(), s.generated(), s.parked()], ["deliver"]),
     "a dead letter": (lambda s: [s.completed(), s.dead_letter(STUDY_COMPLETED, "dispatcher")], ["retry"]),
+    "a dead letter of an answer": (
+        lambda s: [
+            s.generated(),
+            s.dead_letter(REPORT_GENERATED, "fhir_writer"),
+            s.dead_letter(REPORT_GENERATED, "dispatcher"),
+        ],
+        [],
+    ),
     "an old version failed": (lambda s: [s.requested(), s.failed(), s.opened(version=2)], []),
     "delivered": (lambda s: s.all_delivered(), []),
 }
@@ -66,6 +74,14 @@ CASES: dict[str, tuple[Callable[[StudyEvents], list[Event]], list[str]]] = {
 def test_what_can_be_done(case: str) -> None:
     events, expected = CASES[case]
     assert [action.name for action in actions_of([fact_of(event) for event in events(StudyEvents())])] == expected
+
+
+def test_the_event_that_held_the_study_up_is_tried_again_and_no_other() -> None:
+    study = StudyEvents()
+    needed = study.dead_letter(STUDY_COMPLETED, "dispatcher")
+    events = [study.completed(), needed, study.dead_letter(REPORT_STARTED, "dispatcher")]
+    (action,) = actions_of([fact_of(event) for event in events])
+    assert action.path == f"/v1/dead-letters/{needed.id}/replay"
 
 
 def test_nothing_is_known_so_nothing_can_be_done() -> None:
@@ -108,9 +124,43 @@ def test_what_is_not_offered_is_not_done(console: Console, services: Services) -
     console.feed([study.completed(), study.held()])
     assert console.http.post(f"/studies/{study.uid}/discard").status_code == 409
     assert console.http.post("/studies/2.25.404/release").status_code == 409
-    foreign = console.http.post(f"/studies/{study.uid}/release", headers={"sec-fetch-site": "cross-site"})
-    assert foreign.status_code == 403
     assert services.asked == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site", "origin": "http://testserver"},
+        {"origin": "http://elsewhere.example"},  # over plain HTTP browsers send nothing else
+        {"origin": "http://testserver:81"},
+        {"origin": "null"},
+    ],
+)
+def test_pages_of_other_sites_can_press_no_button(
+    console: Console, services: Services, headers: dict[str, str]
+) -> None:
+    study = StudyEvents()
+    console.feed([study.completed(), study.held()])
+    answer = console.http.post(f"/studies/{study.uid}/release", headers=headers)
+    assert (answer.status_code, services.asked) == (403, [])
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"sec-fetch-site": "same-origin", "origin": "https://console.example"},
+        {"origin": "http://TESTSERVER"},
+        {"origin": "https://console.example", "x-forwarded-host": "console.example"},
+        {"origin": "https://console.example", "x-forwarded-host": "console.example, inner:8000"},
+    ],
+)
+def test_our_own_pages_and_programs_can(console: Console, services: Services, headers: dict[str, str]) -> None:
+    study = StudyEvents()
+    console.feed([study.completed(), study.held()])
+    answer = console.http.post(f"/studies/{study.uid}/release", headers=headers, follow_redirects=False)
+    assert (answer.status_code, len(services.asked)) == (303, 1)
 
 
 def test_without_addresses_there_are_no_buttons(tmp_path: Path) -> None:

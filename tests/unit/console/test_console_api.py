@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from datetime import timedelta
@@ -16,6 +17,10 @@ from unit.console.study_events import START, StudyEvents
 from unit.console.web_client import Console
 
 PROBLEM = "application/problem+json"
+
+
+def cursor(text: str) -> str:
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
 @pytest.fixture
@@ -111,6 +116,14 @@ def test_pages_follow_each_other_without_gap_or_repetition(console: Console) -> 
         ("/api/studies?since=2026-01-01T00:00:00", 422),
         ("/api/studies?cursor=nonsense", 422),
         ("/api/studies?cursor=%FF", 422),
+        (f"/api/studies?cursor={cursor('0001-01-01T00:00:00+14:00 x')}", 422),
+        (f"/api/refusals?cursor={cursor('2026-01-01T00:00:00Z x' + chr(0))}", 422),
+        ("/api/studies?since=0001-01-01T00:00:00%2B14:00", 422),
+        ("/api/refusals?until=9999-12-31T23:59:59-14:00", 422),
+        ("/api/studies?accession=%00", 422),
+        ("/api/studies?patient_id=A%00", 422),
+        ("/api/refusals?calling_ae_title=%00", 422),
+        ("/api/refusals?reason=%00", 422),
         ("/api/studies/2.25.1/images/2.25.2.png", 404),
         ("/api/nothing", 404),
     ],
@@ -186,7 +199,7 @@ def test_every_answer_is_guarded_by_headers(console: Console) -> None:
         assert "default-src 'none'" in headers["content-security-policy"], path
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["cache-control"] == "no-store"
-        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["referrer-policy"] == "same-origin"
 
 
 def test_searches_use_an_index_and_sort_nothing(console: Console) -> None:
@@ -247,3 +260,24 @@ def test_the_page_of_refusals_finds_them_by_sender_and_reason(console: Console) 
     only = console.http.get("/refusals?calling_ae_title=MOBILE1&reason=").text
     assert only.count('data-label="Sender"') == 1
     assert "No refusal matches" in console.http.get("/refusals?reason=nonsense").text
+
+
+def test_the_page_of_refusals_finds_them_by_time(console: Console) -> None:
+    console.feed([refused(60 * minute, calling=f"PACS{minute}") for minute in range(4)])
+    page = console.http.get("/refusals?calling_ae_title=&reason=&since=2026-01-05T08:01&until=2026-01-05T08:03").text
+    assert [f"PACS{minute}" in page for minute in range(4)] == [False, True, True, False]
+    assert 'value="2026-01-05T08:01"' in page
+    assert "PACS3" in console.http.get("/refusals?since=2026-01-05T09:03%2B01:00&until=").text
+    for nonsense in ("yesterday", "0001-01-01T00:00%2B14:00", "%00"):
+        answer = console.http.get(f"/refusals?since={nonsense}")
+        assert (answer.status_code, answer.headers["content-type"][:9]) == (422, "text/html")
+
+
+def test_further_pages_of_refusals_keep_to_the_time_that_was_searched(console: Console) -> None:
+    console.feed([refused(number, calling=f"PACS{number}") for number in range(60)])
+    first = console.http.get("/refusals?since=2026-01-05T08:00:05").text
+    link = first.split('rel="next"')[0].rsplit('href="', 1)[1].split('"')[0].replace("&amp;", "&")
+    second = console.http.get(link).text
+    assert second.count('data-label="Sender"') == 5
+    assert "PACS5" in second
+    assert "PACS4 " not in second

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import io
-import zlib
+import random
+import struct
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     DigitalXRayImageStorageForPresentation,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
+    RLELossless,
 )
 
-from console.adapters.pixels import MAX_SIDE, NotShown, codestream_size, render_png
+from console.adapters.image_service import ImageService
+from console.adapters.pixels import MAX_SIDE, NotShown, render_png
+from pipeline.errors import ObjectStoreUnavailable
+from pipeline.store import LocalObjectStore
 from unit.console.study_events import StudyEvents
 from unit.console.web_client import Console
 
@@ -168,13 +177,168 @@ def test_what_is_no_image_is_refused_with_a_code() -> None:
     )
 
 
-def test_the_size_inside_a_codestream() -> None:
-    assert codestream_size(encoded(np.zeros((30, 50), dtype="uint8"), "JPEG")) == (30, 50)
-    assert codestream_size(encoded(np.zeros((30, 50), dtype="uint8"), "JPEG", progressive=True)) == (30, 50)
-    assert codestream_size(encoded(np.zeros((30, 50), dtype="uint8"), "JPEG2000", no_jp2=True)) == (30, 50)
-    for nothing in (b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x10", zlib.compress(b"x")):
-        with pytest.raises(ValueError, match="no frame header"):
-            codestream_size(nothing)
+# --- frames and headers that lie about themselves -----------------------------------------------------------------
+
+EIGHT = np.tile(np.linspace(0, 255, 64).astype("uint8"), (64, 1))
+
+
+KNOWN_CODES = {
+    "too_large",
+    "not_dicom",
+    "no_pixel_data",
+    "incomplete_header",
+    "unsupported_pixels",
+    "too_many_pixels",
+    "pixels_undecodable",
+}
+
+
+def refused_undecoded(monkeypatch: pytest.MonkeyPatch, data: bytes) -> bool:
+    """Whether the pixels are refused before any decoder sees them."""
+    with monkeypatch.context() as patch:
+        patch.setattr("console.adapters.pixels.pixel_array", lambda *_, **__: pytest.fail("was decoded"))
+        return code_of(data) == "pixels_undecodable"
+
+
+def of_size(frame: bytes, rows: int, columns: int) -> bytes:
+    """The JPEG frame, but its header says this size."""
+    at = frame.index(b"\xff\xc0") + 5
+    return frame[:at] + struct.pack(">HH", rows, columns) + frame[at + 4 :]
+
+
+@pytest.mark.parametrize("junk", [b"\0", b"\x12\x34\x56", b"\xff\xff", b"\xff\x01", b"\xff\xd3", b"\xff\0"])
+def test_what_decoders_pass_over_hides_no_size(monkeypatch: pytest.MonkeyPatch, junk: bytes) -> None:
+    frame = encoded(EIGHT, "JPEG")
+    at = frame.index(b"\xff\xc0")
+    with_junk = frame[:at] + junk + frame[at:]
+    picture = shown(dicom(EIGHT, JPEGBaseline8Bit, PixelData=encapsulate([with_junk])))
+    assert np.abs(picture.astype(int) - EIGHT).max() < 8
+    huge = encapsulate([of_size(with_junk, 9_000, 9_000)])
+    assert refused_undecoded(monkeypatch, dicom(EIGHT, JPEGBaseline8Bit, PixelData=huge))
+
+
+def test_two_frame_headers_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = encoded(EIGHT, "JPEG")
+    at = frame.index(b"\xff\xc0")
+    twice = frame[: at + 13] + of_size(frame, 9_000, 9_000)[at:]
+    assert refused_undecoded(monkeypatch, dicom(EIGHT, JPEGBaseline8Bit, PixelData=encapsulate([twice])))
+
+
+def test_a_decoy_before_the_codestream_of_a_jp2_file_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = encoded(EIGHT, "JPEG2000")
+    decoy = encoded(EIGHT, "JPEG2000", no_jp2=True)
+    assert np.array_equal(shown(dicom(EIGHT, JPEG2000Lossless, PixelData=encapsulate([whole]))), EIGHT)
+    at = whole.index(b"jp2c") - 4
+    huge = bytearray(whole[at:])
+    huge[16:24] = struct.pack(">II", 60_000, 60_000)
+    lying = whole[:at] + struct.pack(">I4s", 8 + len(decoy), b"xml ") + decoy + huge
+    assert refused_undecoded(monkeypatch, dicom(EIGHT, JPEG2000Lossless, PixelData=encapsulate([lying])))
+
+
+def test_thousands_of_components_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = bytearray(encoded(EIGHT, "JPEG2000", no_jp2=True))
+    frame[40:42] = struct.pack(">H", 16_384)
+    assert refused_undecoded(monkeypatch, dicom(EIGHT, JPEG2000Lossless, PixelData=encapsulate([bytes(frame)])))
+
+
+def test_an_extended_offset_table_shows_the_decoder_no_other_frame() -> None:
+    frame = encoded(EIGHT, "JPEG")
+    huge = of_size(frame, 3_000, 3_000)
+    data = dicom(
+        EIGHT,
+        JPEGBaseline8Bit,
+        NumberOfFrames=2,
+        PixelData=encapsulate([frame, huge], has_bot=False),
+        ExtendedOffsetTable=struct.pack("<QQ", len(frame) + len(frame) % 2 + 8, 0),
+        ExtendedOffsetTableLengths=struct.pack("<QQ", len(huge), len(frame)),
+    )
+    assert np.abs(shown(data).astype(int) - EIGHT).max() < 8
+
+
+def test_a_basic_offset_table_shows_the_decoder_no_other_frame() -> None:
+    frame = encoded(EIGHT, "JPEG")
+    data = dicom(
+        EIGHT, JPEGBaseline8Bit, NumberOfFrames=2, PixelData=encapsulate([frame, of_size(frame, 3_000, 3_000)])
+    )
+    first, second = struct.pack("<I", 0), struct.pack("<I", len(frame) + len(frame) % 2 + 8)
+    assert data.count(first + second) == 1
+    assert code_of(data.replace(first + second, second + second)) == "pixels_undecodable"
+
+
+@pytest.mark.parametrize("times", [1, 100])
+def test_a_run_length_bomb_is_not_unfolded(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    segment = b"\x81\7" * (EIGHT.size // 128 * times)
+    data = dicom(EIGHT, RLELossless, PixelData=encapsulate([struct.pack("<16I", 1, 64, *[0] * 14) + segment]))
+    if times == 1:
+        assert shown(data).shape == EIGHT.shape
+    else:
+        assert refused_undecoded(monkeypatch, data)
+
+
+@pytest.mark.parametrize("compressed", [False, True], ids=["native", "RLE"])
+def test_stored_values_in_the_high_bits(compressed: bool) -> None:
+    overlay, twelve = np.arange(64, dtype="uint16") % 16, EIGHT.astype("uint16") << 4
+    for high_bit, pixels in ((11, twelve), (15, twelve), (15, twelve << 4 | overlay)):
+        ds = dcmread(io.BytesIO(dicom(pixels, BitsStored=12, HighBit=high_bit)))
+        ds.WindowCenter, ds.WindowWidth = 2048, 4096
+        if compressed:
+            ds.compress(RLELossless, generate_instance_uid=False)
+        out = io.BytesIO()
+        ds.save_as(out)
+        assert np.abs(shown(out.getvalue()).astype(int) - EIGHT).max() <= 1
+
+
+@pytest.mark.parametrize("sequence", ["VOILUTSequence", "ModalityLUTSequence"])
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_a_table_says_the_same_in_every_byte_order(syntax: Any, sequence: str) -> None:
+    order = "<" if syntax.is_little_endian else ">"
+    table = (np.linspace(0, 1, 256) ** 3 * 65535)[::-1].astype("uint16")
+    item = Dataset()
+    item.LUTDescriptor = [256, 0, 16]
+    item.add_new("LUTData", "OW", table.astype(f"{order}u2").tobytes())
+    picture = shown(dicom(EIGHT.astype(f"{order}u2"), syntax, **{sequence: [item]}))
+    expected = table[EIGHT] / 257
+    assert np.abs(picture - expected).max() <= 2
+
+
+@pytest.mark.filterwarnings("ignore:::pydicom")
+@pytest.mark.parametrize(("slope", "intercept"), [("nan", 0), ("1e308", "1e308")])
+def test_values_that_are_no_numbers_make_no_picture(slope: str, intercept: object) -> None:
+    data = dicom(ramp("uint16", 4095), RescaleSlope=slope, RescaleIntercept=intercept)
+    assert code_of(data) == "pixels_undecodable"
+
+
+@pytest.mark.filterwarnings("ignore:::pydicom")
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.9", "1.2.3", "1.2.840.10008.1.1", "1.2.840.10008.1.2.4"])
+def test_a_transfer_syntax_that_is_none(syntax: str) -> None:
+    good = dicom(EIGHT, JPEGBaseline8Bit)
+    said = JPEGBaseline8Bit.encode()
+    assert code_of(good.replace(said, syntax.encode().ljust(len(said), b"\0"))) in KNOWN_CODES
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, JPEGBaseline8Bit, DeflatedExplicitVRLittleEndian])
+def test_a_damaged_file_is_shown_or_refused_with_a_code(syntax: Any) -> None:
+    good = dicom(EIGHT, syntax, WindowCenter=100, WindowWidth=200, RescaleSlope=1, RescaleIntercept=0)
+    dice = random.Random(1)
+    refused = set()
+    for _ in range(300):
+        damaged = bytearray(good)
+        for _ in range(dice.randint(1, 4)):
+            damaged[dice.randrange(132, min(len(good), 700))] = dice.randrange(256)
+        try:
+            render_png(io.BytesIO(bytes(damaged)), LIMIT)
+        except NotShown as error:
+            refused.add(error.code)
+    assert refused <= KNOWN_CODES
+
+
+def test_a_store_that_fails_while_it_is_read_is_no_damaged_file() -> None:
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise OSError("connection reset")
+
+    with pytest.raises(ObjectStoreUnavailable):
+        render_png(Failing(dicom(EIGHT)), LIMIT)
 
 
 @pytest.fixture
@@ -204,6 +368,26 @@ def test_the_image_comes_once_and_then_from_the_browser_s_cache(console: Console
     assert Image.open(io.BytesIO(first.content)).size == (64, 64)
     again = console.http.get(url, headers={"if-none-match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
+
+
+def test_an_image_that_many_ask_for_at_once_is_rendered_once(console: Console, tmp_path: Path) -> None:
+    url = stored(console, dicom(ramp("uint8", 255)))
+    (_, images) = console.queries.study(url.split("/")[3])
+    opened, let_go = threading.Semaphore(0), threading.Event()
+
+    class Slow(LocalObjectStore):
+        def open(self, key: str) -> IO[bytes]:
+            opened.release()
+            assert let_go.wait(10)
+            return super().open(key)
+
+    service = ImageService(lambda: Slow(tmp_path / "objects"), max_pixels=LIMIT)
+    with ThreadPoolExecutor(4) as people:
+        pictures = [people.submit(service.png, images[0]) for _ in range(4)]
+        assert opened.acquire(timeout=10)
+        let_go.set()
+        assert len({picture.result() for picture in pictures}) == 1
+    assert not opened.acquire(blocking=False)
 
 
 def test_an_image_that_cannot_be_shown_says_why(console: Console) -> None:

@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from console.adapters.live import ChangeFeed, Listeners, stream
+from console.adapters.queries import Row
 from pipeline.clock import SystemClock
 from unit.console.study_events import StudyEvents
 from unit.console.web_client import Console
@@ -58,6 +60,35 @@ def test_changes_are_told_as_they_happen(console: Console) -> None:
     expected = {"study_instance_uid": new.uid, "accession_number": new.accession, "state": "receiving", "version": 1}
     assert first == expected
     assert (second["study_instance_uid"], second["state"]) == (old.uid, "complete")
+
+
+def test_a_page_opened_while_the_database_is_away_is_told_no_old_changes(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = StudyEvents(1), StudyEvents(2)
+    console.feed([old.opened()])
+    outages = iter([sa.exc.OperationalError("SELECT", {}, Exception("server closed the connection"))])
+    really = console.queries.newest_changes
+
+    def newest_changes(limit: int) -> list[Row]:
+        for outage in outages:
+            raise outage
+        return really(limit)
+
+    monkeypatch.setattr(console.queries, "newest_changes", newest_changes)
+
+    async def listen() -> dict[str, object]:
+        lines = stream(feed_of(console), Listeners(), threading.Event())
+        async for line in lines:
+            assert not line.startswith("event: study")
+            if line.startswith("event: hello"):
+                break
+        console.feed([new.opened()])
+        first = await next_study(lines)
+        await lines.aclose()
+        return first
+
+    assert asyncio.run(asyncio.wait_for(listen(), 20))["study_instance_uid"] == new.uid
 
 
 def test_the_stream_ends_when_the_service_stops(console: Console) -> None:

@@ -103,6 +103,16 @@ def test_an_unknown_study_is_a_page_for_people(console: Console) -> None:
 
 
 @pytest.mark.parametrize(
+    "path",
+    ["/?accession=%00", "/?patient_id=%00", "/refusals?reason=%00", "/refusals?calling_ae_title=%00", "/studies/%00"],
+)
+def test_what_no_database_can_compare_is_told_on_a_page(console: Console, path: str) -> None:
+    answer = console.http.get(path)
+    assert answer.status_code == 422
+    assert answer.headers["content-type"].startswith("text/html")
+
+
+@pytest.mark.parametrize(
     ("seconds", "words"),
     [(None, ""), (0.04, "0.0 s"), (9.96, "10.0 s"), (12.4, "12 s"), (60, "1 min"), (200, "3 min 20 s"),
      (7500, "2 h 5 min"), (90000, "1 d 1 h")],

@@ -191,6 +191,9 @@ def test_people_see_what_is_parked_and_replay_it(bench: Bench) -> None:
     assert item["study_instance_uid"] == bench.uid
     assert item["reason"] == {"code": "patient_ambiguous", "text": "More than one Patient."}
     assert http.get("/v1/deliveries", params={"state": "pending"}).json() == {"items": []}
+    for path in (f"/v1/deliveries/{bench.uid}/replay", "/v1/deliveries/replay?reason=out_of_domain"):
+        for headers in ({"sec-fetch-site": "cross-site"}, {"origin": "http://elsewhere.example"}):
+            assert http.post(path, headers=headers).status_code == 403
     assert http.post(f"/v1/deliveries/{bench.uid}/replay").status_code == 202
     assert wakeup.is_set()
     assert bench.run(UP) == 1

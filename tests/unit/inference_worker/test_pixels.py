@@ -27,9 +27,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from inference_worker.adapters.codestream import frame_size
 from inference_worker.adapters.pixels import PydicomDecoder
 from inference_worker.domain import Fault
+from pipeline.pixel_data import frame_size
 
 # Odd headers are the point of these tests; the parser's remarks about them are not.
 pytestmark = pytest.mark.filterwarnings("ignore:::pydicom")

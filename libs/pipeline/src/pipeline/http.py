@@ -11,6 +11,7 @@ import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -52,6 +53,22 @@ def health_routes(checks: Mapping[str, Check], ready: threading.Event) -> list[B
 def service_app(checks: Mapping[str, Check], ready: threading.Event, routes: Sequence[BaseRoute] = ()) -> Starlette:
     """A small ASGI application with the health routes first and the service's own behind them."""
     return Starlette(routes=[*health_routes(checks, ready), *routes])
+
+
+def from_another_site(headers: Headers) -> bool:
+    """Whether a browser sends the request for a page of another site, which may make it send a form to any address.
+
+    Over TLS and to the same machine browsers say so in Sec-Fetch-Site, else only in Origin, which is to name the host
+    that was asked: Host, or X-Forwarded-Host behind a proxy. Programs send neither.
+    """
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site is not None:
+        return site not in ("none", "same-origin")
+    if origin is None:
+        return False
+    asked = [headers.get("host", ""), *",".join(headers.getlist("x-forwarded-host")).split(",")]
+    named = origin.partition("://")[2]  # nothing in `null`, which stands for an origin that is not told
+    return not named or named.lower() not in {host.strip().lower() for host in asked}
 
 
 def bind(host: str, port: int) -> socket.socket:

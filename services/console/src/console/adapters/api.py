@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Path, Query, Request
-from pydantic import AwareDatetime
+from pydantic import AfterValidator, AwareDatetime
 from starlette.responses import Response, StreamingResponse
 
 from console.adapters.image_service import ImageService
@@ -26,10 +27,21 @@ from console.adapters.problems import MEDIA_TYPE
 from console.adapters.queries import Queries, RefusalFilter, StudyFilter
 from console.domain.state import State
 
+
+def _in_utc(at: datetime) -> datetime:
+    try:
+        return at.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("the time is before the year 1 or after 9999 in UTC") from error
+
+
+NO_NUL = r"^[^\x00]*$"
+"""What PostgreSQL can compare with its texts."""
 Uid = Annotated[str, Path(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=64)]
 Cursor = Annotated[str | None, Query(max_length=256, description="`next` of the page before.")]
 Limit = Annotated[int, Query(ge=1, le=200)]
-Word = Annotated[str | None, Query(max_length=64)]
+Word = Annotated[str | None, Query(max_length=64, pattern=NO_NUL)]
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 
 _PROBLEM = {"model": Problem, "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
 
@@ -49,7 +61,7 @@ def api_router(queries: Queries, images: ImageService, feed: ChangeFeed, stop: t
         accession: Word = None,
         patient_id: Word = None,
         state: State | None = None,
-        since: Annotated[AwareDatetime | None, Query(description="Received at this time or later.")] = None,
+        since: Annotated[Moment | None, Query(description="Received at this time or later.")] = None,
         cursor: Cursor = None,
         limit: Limit = 50,
     ) -> StudyPage:
@@ -96,10 +108,10 @@ def api_router(queries: Queries, images: ImageService, feed: ChangeFeed, stop: t
 
     @router.get("/refusals", responses=_answers(422, 503))
     def refusals(
-        calling_ae_title: Annotated[str | None, Query(max_length=16)] = None,
-        reason: Annotated[str | None, Query(max_length=64, description="Reason code.")] = None,
-        since: Annotated[AwareDatetime | None, Query(description="At this time or later.")] = None,
-        until: Annotated[AwareDatetime | None, Query(description="Before this time.")] = None,
+        calling_ae_title: Annotated[str | None, Query(max_length=16, pattern=NO_NUL)] = None,
+        reason: Annotated[str | None, Query(max_length=64, pattern=NO_NUL, description="Reason code.")] = None,
+        since: Annotated[Moment | None, Query(description="At this time or later.")] = None,
+        until: Annotated[Moment | None, Query(description="Before this time.")] = None,
         cursor: Cursor = None,
         limit: Limit = 50,
     ) -> RefusalPage:

@@ -12,7 +12,7 @@ from pipeline.errors import ObjectStoreUnavailable
 from pipeline.store import ObjectStore
 
 _KEPT = 64
-_RENDERING = "1"
+_RENDERING = "2"
 """Part of the ETag: raise it when the same bytes would give another picture."""
 
 
@@ -33,18 +33,24 @@ class ImageService:
 
     def png(self, image: Image) -> bytes:
         """The picture. Raises `NotShown`, `ObjectNotFound`, `ObjectStoreUnavailable`."""
-        with self._lock:
-            if (known := self._kept.get(image.sha256)) is not None:
-                self._kept.move_to_end(image.sha256)
-                return known
+        if (known := self._known(image)) is not None:
+            return known
         with self._rendering:
+            if (known := self._known(image)) is not None:  # whoever had the turn before may have rendered it
+                return known
             with self._opened().open(image.object_ref) as file:
                 picture = render_png(file, self._max_pixels)
-        with self._lock:
-            self._kept[image.sha256] = picture
-            while len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
+            with self._lock:
+                self._kept[image.sha256] = picture
+                while len(self._kept) > _KEPT:
+                    self._kept.popitem(last=False)
         return picture
+
+    def _known(self, image: Image) -> bytes | None:
+        with self._lock:
+            if image.sha256 in self._kept:
+                self._kept.move_to_end(image.sha256)
+            return self._kept.get(image.sha256)
 
     def _opened(self) -> ObjectStore:
         if self._store is None:

@@ -61,17 +61,17 @@ async def stream(feed: ChangeFeed, listeners: Listeners, stop: threading.Event) 
         before: Mapping[str, Mapping[str, Any]] | None = None
         quiet_s = 0.0
         while not stop.is_set():
+            now = before
             try:
                 now = await run_in_threadpool(feed.latest)
             except Exception as error:
                 if not is_transient(error):
                     raise
                 log.warning("live update waits", extra={"error": type(error).__name__})
-                now = before or {}
-            if before is None:
+            if before is None and now is not None:  # what stood there before the page was opened is no change
                 before = now
                 yield "event: hello\ndata: {}\n\n"
-            changed = [row for uid, row in now.items() if before.get(uid) != row]
+            changed = [row for uid, row in (now or {}).items() if (before or {}).get(uid) != row]
             before = now
             for row in reversed(changed):  # oldest first
                 yield f"event: study\ndata: {_line(row)}\n\n"

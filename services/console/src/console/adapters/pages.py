@@ -10,16 +10,20 @@ from urllib.parse import urlencode
 
 import jinja2
 from fastapi import APIRouter, HTTPException, Query, Request
+from fastapi import Path as InPath
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from console.adapters.actions import Actions
+from console.adapters.api import NO_NUL
 from console.adapters.models import DeadLetterOut, RefusalOut, StudyItem, study_detail
 from console.adapters.queries import COUNT_LIMIT, Queries, RefusalFilter, StudyFilter
 from console.domain.state import NEEDS_A_PERSON, STATES
+from pipeline.http import from_another_site
 
 _TEMPLATES = Path(__file__).parents[1] / "templates"
 _PAGE_SIZE = 50
-_Word = Annotated[str, Query(max_length=64)]
+_Word = Annotated[str, Query(max_length=64, pattern=NO_NUL)]
+_Key = Annotated[str, InPath(pattern=NO_NUL)]
 _Cursor = Annotated[str, Query(max_length=256)]
 
 _STATE_WORDS = {
@@ -74,6 +78,17 @@ def duration(seconds: float | None) -> str:
 def plain(code: str) -> str:
     """A code as words: `pleural_effusion` -> `Pleural effusion`."""
     return code.replace("_", " ").capitalize()
+
+
+def moment_of(text: str | None) -> datetime | None:
+    """The time that a form's field names, in UTC where it names no zone; 422 if it names none."""
+    if text is None:
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+        return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise HTTPException(422, "The time is to be written like 2026-01-31T16:05.") from error
 
 
 class Pages:
@@ -152,7 +167,8 @@ class Pages:
     def refusals(self, values: Mapping[str, str], cursor: str | None) -> Response:
         """What senders were refused."""
         search = {name: value.strip() for name, value in values.items() if value.strip()}
-        wanted = RefusalFilter(search.get("calling_ae_title"), search.get("reason"))
+        since, until = (moment_of(search.get(name)) for name in ("since", "until"))
+        wanted = RefusalFilter(search.get("calling_ae_title"), search.get("reason"), since, until)
         page = self._queries.refusals(wanted, cursor or None, _PAGE_SIZE)
         return self._html(
             "refusals.html",
@@ -204,18 +220,20 @@ def page_router(pages: Pages) -> APIRouter:
         return pages.problems()
 
     @router.get("/refusals")
-    def refusals(calling_ae_title: _Word = "", reason: _Word = "", cursor: _Cursor = "") -> Response:
-        return pages.refusals({"calling_ae_title": calling_ae_title, "reason": reason}, cursor)
+    def refusals(
+        calling_ae_title: _Word = "", reason: _Word = "", since: _Word = "", until: _Word = "", cursor: _Cursor = ""
+    ) -> Response:
+        values = {"calling_ae_title": calling_ae_title, "reason": reason, "since": since, "until": until}
+        return pages.refusals(values, cursor)
 
     @router.post("/studies/{study_instance_uid}/{action}")
-    def act(study_instance_uid: str, action: str, request: Request) -> Response:
-        # A page of another site may let a reader's browser send a form; browsers say so in this header.
-        if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+    def act(study_instance_uid: _Key, action: str, request: Request) -> Response:
+        if from_another_site(request.headers):
             raise HTTPException(403, "Requests from pages of other sites are refused.")
         return pages.act(study_instance_uid, action)
 
     @router.get("/studies/{study_instance_uid}")
-    def study(study_instance_uid: str) -> Response:
+    def study(study_instance_uid: _Key) -> Response:
         return pages.study(study_instance_uid)
 
     return router

@@ -6,6 +6,7 @@ for it: whoever can send to the listener can send a file that claims to be huge.
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import struct
@@ -17,11 +18,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from pydicom import Dataset, dcmread
-from pydicom.encaps import generate_frames
-from pydicom.errors import InvalidDicomError
+from pydicom.encaps import get_frame
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless
+
+from pipeline.errors import ObjectStoreUnavailable
+from pipeline.pixel_data import OFFSET_TABLES, frame_size, in_lowest_bits, rle_fits
 
 logging.getLogger("pydicom").setLevel(logging.ERROR)  # its warnings quote values of the data set
 
@@ -43,17 +46,25 @@ class NotShown(Exception):
 
 
 def render_png(file: IO[bytes], max_pixels: int) -> bytes:
-    """The PNG of a DICOM file (seekable). Raises `NotShown` for everything that is no image we can decode in bounds."""
-    _check_file(file)
+    """The PNG of a DICOM file (seekable).
+
+    Raises `NotShown` for everything that is no image we can decode in bounds, `ObjectStoreUnavailable` where the file
+    itself cannot be read.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's warnings quote values of the data set
         try:
+            _check_file(file)
             ds = dcmread(file)
-        except (InvalidDicomError, OSError, EOFError, ValueError, zlib.error, struct.error) as error:
+        except NotShown:
+            raise
+        except OSError as error:
+            raise ObjectStoreUnavailable("the object cannot be read") from error
+        except Exception as error:  # damaged files raise from every depth of the parser
             raise NotShown("not_dicom", "The object is not a readable DICOM file.") from error
         _check_header(ds, max_pixels)
         try:
-            pixels = pixel_array(ds, index=0)
+            pixels = _stored(ds)
         except Exception as error:
             # The decoders raise whatever they like (ValueError, RuntimeError, their own): all mean the same.
             raise NotShown("pixels_undecodable", "The pixel data cannot be decoded.") from error
@@ -100,7 +111,8 @@ def _check_header(ds: Dataset, max_pixels: int) -> None:
         rows, columns, samples = int(ds.Rows), int(ds.Columns), int(ds.SamplesPerPixel)
         bits, photometric = int(ds.BitsAllocated), str(ds.PhotometricInterpretation)
         syntax = ds.file_meta.TransferSyntaxUID
-    except (AttributeError, TypeError, ValueError) as error:
+        encapsulated = syntax.is_encapsulated
+    except Exception as error:  # values of another kind than their keyword's raise whatever the parser likes
         raise NotShown("incomplete_header", "The object does not say how its pixels are stored.") from error
     if (
         rows < 1
@@ -112,39 +124,43 @@ def _check_header(ds: Dataset, max_pixels: int) -> None:
         raise NotShown("unsupported_pixels", "Pixels of this kind are not shown.")
     if rows * columns * samples > max_pixels:
         raise NotShown("too_many_pixels", f"The image has {rows} x {columns} pixels, more than are shown.")
-    if not syntax.is_encapsulated or syntax == RLELossless:
-        return  # their decoders allocate by the header; RLE cannot claim more
+    if encapsulated:
+        _check_frame(ds, syntax, (rows, columns, samples), bits)
+
+
+def _check_frame(ds: Dataset, syntax: UID, size: tuple[int, int, int], bits: int) -> None:
+    """Look at the compressed frame that the decoder will be given. `size`: rows, columns, samples of the header."""
+    for name in OFFSET_TABLES:
+        ds.pop(name, None)
     try:
-        frame = next(generate_frames(ds.PixelData, number_of_frames=int(ds.get("NumberOfFrames", 1) or 1)))
-        inner = codestream_size(frame)
-    except (StopIteration, ValueError, TypeError, struct.error) as error:
+        frame = get_frame(ds.PixelData, 0, number_of_frames=int(ds.get("NumberOfFrames") or 1))
+    except Exception as error:
         raise NotShown("pixels_undecodable", "The pixel data cannot be decoded.") from error
-    if inner != (rows, columns):
+    rows, columns, samples = size
+    if syntax == RLELossless:
+        if not rle_fits(frame, rows * columns, samples * (bits // 8)):
+            raise NotShown("pixels_undecodable", "The pixel data cannot be decoded.")
+        return
+    inner = frame_size(frame)
+    if inner is None:
+        raise NotShown("pixels_undecodable", "The pixel data cannot be decoded.")
+    if inner != size:
         raise NotShown("pixels_undecodable", "The compressed image is of another size than its header says.")
 
 
-def codestream_size(frame: bytes) -> tuple[int, int]:
-    """(rows, columns) that a JPEG, JPEG-LS or JPEG 2000 codestream says of itself. `ValueError` if it says none."""
-    start = frame.find(b"\xff\x4f\xff\x51")
-    if start >= 0 and not frame.startswith(b"\xff\xd8"):
-        right, bottom, left, top = struct.unpack_from(">IIII", frame, start + 8)  # SIZ, ISO/IEC 15444-1 A.5.1
-        return bottom - top, right - left
-    place = 2
-    while place + 9 <= len(frame) and frame.startswith(b"\xff\xd8"):
-        if frame[place] != 0xFF:
-            break
-        marker = frame[place + 1]
-        if marker == 0xFF:  # fill byte
-            place += 1
-        elif marker in _FRAME_HEADERS:  # SOFn, ISO/IEC 10918-1 B.2.2; SOF55 is JPEG-LS
-            rows, columns = struct.unpack_from(">HH", frame, place + 5)
-            return rows, columns
-        else:
-            place += 2 + struct.unpack_from(">H", frame, place + 2)[0]
-    raise ValueError("no frame header")
-
-
-_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
+def _stored(ds: Dataset) -> npt.NDArray[Any]:
+    """The stored values of the first frame, rows x columns or rows x columns x 3."""
+    decode, syntax = functools.partial(pixel_array, ds, index=0), ds.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated and syntax != RLELossless:
+        return decode()
+    values: npt.NDArray[Any] = in_lowest_bits(
+        decode,
+        bits_allocated=int(ds.BitsAllocated),
+        bits_stored=int(ds.BitsStored),
+        high_bit=int(ds.HighBit),
+        signed=ds.PixelRepresentation == 1,
+    )
+    return values
 
 
 def _shrunk(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -181,6 +197,8 @@ def _windowed(pixels: npt.NDArray[Any], ds: Dataset) -> npt.NDArray[np.uint8]:
     except Exception as error:
         # A wrong LUT or window makes pydicom raise errors of many kinds.
         raise NotShown("pixels_undecodable", "The grey scale of the image is not usable.") from error
+    if not np.isfinite(values).all():
+        raise NotShown("pixels_undecodable", "The grey scale of the image is not usable.")
     low, high = window or (float(np.percentile(values, 0.5)), float(np.percentile(values, 99.5)))
     if high <= low:
         low, high = float(values.min()), float(values.max())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -97,11 +98,18 @@ def read_facts(connection: Connection, study_instance_uid: str) -> list[Fact]:
 
 
 def begin_generation(database: Database, number: int) -> None:
-    """Empty the read model when the settings ask for another generation than the one it was built as."""
+    """Empty the read model when the settings ask for a newer generation than the one it was built as.
+
+    An older one ends the process with status 2: its consumer group has read the topics before and would fill nothing.
+    """
     with database.write() as connection:
         built = connection.scalar(sa.select(tables.generation.c.number))
         if built == number:
             return
+        if built is not None and built > number:
+            given = f"is {number}; the read model was built as {built}, and allowed is that or more"
+            sys.stderr.write(f"wrong setting ECHO_PROJECTION_GENERATION: {given}\n")
+            raise SystemExit(2)
         if built is not None:
             log.warning("read model is built anew", extra={"generation": number})
             for table in (

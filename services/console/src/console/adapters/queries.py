@@ -65,8 +65,10 @@ def decode_cursor(cursor: str) -> tuple[datetime, str]:
     try:
         text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
         at, key = text.split(" ", 1)
+        if "\0" in key:
+            raise ValueError("no text of a database")
         return parse_iso(at), key
-    except (ValueError, binascii.Error) as error:
+    except (ValueError, OverflowError, binascii.Error) as error:
         raise WrongCursor("the cursor is not one that this list gave out") from error
 
 

@@ -92,7 +92,7 @@ images = sa.Table(
     sa.Column("rows", sa.Integer),
     sa.Column("columns", sa.Integer),
     sa.Column("has_pixel_data", sa.Boolean, nullable=False),
-    sa.Column("instance_number", sa.Integer),
+    sa.Column("instance_number", sa.BigInteger),  # an integer string has twelve characters
 )
 
 dead_letters = sa.Table(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from console.domain.facts import Fact
-from console.domain.state import state_of, versions_of
-from pipeline.events import DEAD_LETTER, REPORT_FAILED, REPORT_REJECTED, STUDY_SKIPPED
+from console.domain.state import newest_letter, state_of, versions_of
+from pipeline.events import REPORT_FAILED, REPORT_GENERATED, REPORT_REJECTED, STUDY_COMPLETED, STUDY_SKIPPED
 
 Doer = Literal["dispatcher", "fhir_writer"]
 
@@ -41,9 +41,10 @@ def actions_of(facts: Collection[Fact]) -> list[Action]:
     if state != "failed":
         return []
     if reason is not None and reason.code == "dead_letter":
-        letters = [fact for fact in own if fact.type == DEAD_LETTER and fact.data["consumer"] == "dispatcher"]
-        path = f"/v1/dead-letters/{max(letters, key=lambda fact: fact.order).event_id}" if letters else None
-        return [Action("retry", "Try again", "dispatcher", f"{path}/replay")] if path else []
+        letter = newest_letter(own, "dispatcher", {STUDY_COMPLETED})
+        if letter is None or any(fact.type == REPORT_GENERATED for fact in own):  # the FHIR writer's, then
+            return []
+        return [Action("retry", "Try again", "dispatcher", f"/v1/dead-letters/{letter.event_id}/replay")]
     final = [fact for fact in own if fact.type == REPORT_FAILED and not fact.data["retryable"]]
     if not final:
         return []

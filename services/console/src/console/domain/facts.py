@@ -19,6 +19,8 @@ from pipeline.events import (
     Event,
 )
 
+_MOST_VERSIONS = 2**31 - 1  # as large as the database's integers
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -199,6 +201,6 @@ def _condensed(event: Event) -> Mapping[str, Any]:
 def _version_inside(value_base64: str) -> int | None:
     try:
         version = json.loads(base64.b64decode(value_base64))["data"]["study_version"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None  # whatever was buried is not an event that names a version
-    return version if isinstance(version, int) and version >= 1 else None
+    return version if type(version) is int and 1 <= version <= _MOST_VERSIONS else None

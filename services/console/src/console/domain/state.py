@@ -156,6 +156,16 @@ def newest_delivery(facts: Iterable[Fact]) -> Fact | None:
     return _newest_by_version(facts, REPORT_DELIVERED)
 
 
+def newest_letter(facts: Iterable[Fact], consumer: str, topics: Collection[str]) -> Fact | None:
+    """The dead letter that the service wrote last about an event of one of these topics."""
+    letters = (
+        fact
+        for fact in facts
+        if fact.type == DEAD_LETTER and fact.data["consumer"] == consumer and fact.data["topic"] in topics
+    )
+    return max(letters, key=lambda fact: fact.order, default=None)
+
+
 def _newest(facts: Iterable[Fact], type_: str) -> Fact | None:
     return max((fact for fact in facts if fact.type == type_), key=lambda fact: fact.order, default=None)
 
@@ -183,14 +193,9 @@ def _state_of_attempts(facts: Collection[Fact]) -> tuple[State, Reason | None] |
 
 def _buried(facts: Collection[Fact], consumer: str, topics: set[str]) -> Reason | None:
     """The reason when the service that had to go on with the study gave up the event that it needed."""
-    letters = [
-        fact
-        for fact in facts
-        if fact.type == DEAD_LETTER and fact.data["consumer"] == consumer and fact.data["topic"] in topics
-    ]
-    if not letters:
+    newest = newest_letter(facts, consumer, topics)
+    if newest is None:
         return None
-    newest = max(letters, key=lambda fact: fact.order)
     return Reason(
         "dead_letter",
         f"The {consumer.replace('_', ' ')} could not use an event of this study ({newest.data['error_code']}); "

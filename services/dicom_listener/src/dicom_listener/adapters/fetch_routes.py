@@ -16,6 +16,7 @@ from dicom_listener.domain.uids import is_uid
 from dicom_listener.handlers.fetch import Fetch, Fetches, State, Wish
 from pipeline.clock import Clock, iso
 from pipeline.database import is_transient
+from pipeline.http import from_another_site
 
 MOST_PRIORS = 20
 _MOST_LISTED = 500
@@ -30,8 +31,7 @@ def fetch_routes(fetches: Fetches, clock: Clock, wake: Callable[[], None], *, is
     """POST answers 202 with the request, 200 if the same one waits already; 501 where no archive is set."""
 
     async def ask(request: Request) -> Response:
-        # A page of another site may let a browser on this network send a form; browsers say so in this header.
-        if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        if from_another_site(request.headers):
             return _problem(403, "requests from pages of other sites are refused")
         if not is_on:
             return _problem(501, "no archive is set: ECHO_FETCH_AE_TITLE or ECHO_FETCH_DICOMWEB_URL")

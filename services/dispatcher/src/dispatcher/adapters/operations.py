@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Route
 
 from dispatcher.desk import MOST, Desk, NotNow, Unknown
 from pipeline.database import is_transient
+from pipeline.http import from_another_site
 
 
 def _problem(status: int, detail: str) -> Response:
@@ -89,8 +90,7 @@ def operation_routes(desk: Desk) -> list[BaseRoute]:
 
 
 async def _guarded(answer: Callable[[], Response], change: Request | None = None) -> Response:
-    # A page of another site may let a browser on this network send a form; browsers say so in this header.
-    if change is not None and change.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+    if change is not None and from_another_site(change.headers):
         return _problem(403, "requests from pages of other sites are refused")
     try:
         return await run_in_threadpool(answer)

@@ -13,9 +13,11 @@ from starlette.routing import BaseRoute, Route
 
 from fhir_writer.adapters.schedule import SqlDeliveries
 from pipeline.clock import Clock, iso
+from pipeline.http import from_another_site
 
 _STATES = ("pending", "delivered", "parked")
 _MOST = 500
+_FOREIGN = "requests from pages of other sites are refused"
 
 
 def _problem(status: int, title: str) -> Response:
@@ -69,11 +71,15 @@ def delivery_routes(deliveries: SqlDeliveries, clock: Clock, wakeup: threading.E
         return JSONResponse({"items": [_shown(row) for row in rows]})
 
     async def replay_one(request: Request) -> Response:
+        if from_another_site(request.headers):
+            return _problem(403, _FOREIGN)
         count = await run_in_threadpool(deliveries.replay, clock.now(), request.path_params["uid"])
         wakeup.set()
         return JSONResponse({"replayed": count}, status_code=202) if count else _problem(404, "no such delivery")
 
     async def replay_reason(request: Request) -> Response:
+        if from_another_site(request.headers):
+            return _problem(403, _FOREIGN)
         reason = request.query_params.get("reason")
         if not reason:
             return _problem(400, "reason is missing: the code of the parked deliveries to try again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import struct
 import threading
@@ -15,10 +16,10 @@ from pydicom.encaps import get_frame
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
-from inference_worker.adapters.codestream import frame_size, rle_fits
 from inference_worker.adapters.grey import to_grey
 from inference_worker.domain import Fault
 from inference_worker.ports import GreyImage
+from pipeline.pixel_data import OFFSET_TABLES, frame_size, in_lowest_bits, rle_fits
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,6 @@ config.settings.reading_validation_mode = config.IGNORE
 _META_START, _META_LENGTH_ELEMENT = 132, 12
 _CHUNK = 2**20
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-_OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 
 
 class PydicomDecoder:
@@ -99,7 +99,7 @@ class PydicomDecoder:
         syntax = ds.file_meta.get("TransferSyntaxUID")
         if syntax is None or not syntax.is_encapsulated:
             return
-        for name in _OFFSETS:  # needless for one frame, and they could show the decoder other bytes than are checked
+        for name in OFFSET_TABLES:
             ds.pop(name, None)
         try:
             frame = get_frame(ds.PixelData, 0, number_of_frames=1)
@@ -118,19 +118,18 @@ class PydicomDecoder:
 
 
 def _stored(ds: Dataset) -> npt.NDArray[Any]:
-    """The stored values of the one frame, rows x columns or rows x columns x 3.
-
-    The parser takes the lowest bits for them. The High Bit may say that they lie higher, as it was once allowed
-    (PS3.5 8.1.1): believed only where something lies there.
-    """
-    stored, high = _count(ds, "BitsStored"), _count(ds, "HighBit")
-    syntax = ds.file_meta.TransferSyntaxUID
-    if not 0 < stored <= high < _count(ds, "BitsAllocated") or (syntax.is_encapsulated and syntax != RLELossless):
-        return pixel_array(ds, index=0)
-    values = pixel_array(ds, index=0, bits_stored=high + 1)
-    signed = _count(ds, "PixelRepresentation") == 1
-    low, above = (-(1 << stored - 1), 1 << stored - 1) if signed else (0, 1 << stored)
-    return pixel_array(ds, index=0) if low <= values.min() and values.max() < above else values >> (high + 1 - stored)
+    """The stored values of the one frame, rows x columns or rows x columns x 3."""
+    decode, syntax = functools.partial(pixel_array, ds, index=0), ds.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated and syntax != RLELossless:
+        return decode()
+    values: npt.NDArray[Any] = in_lowest_bits(
+        decode,
+        bits_allocated=_count(ds, "BitsAllocated"),
+        bits_stored=_count(ds, "BitsStored"),
+        high_bit=_count(ds, "HighBit"),
+        signed=_count(ds, "PixelRepresentation") == 1,
+    )
+    return values
 
 
 def _count(ds: Dataset, keyword: str, default: int = 0) -> int:

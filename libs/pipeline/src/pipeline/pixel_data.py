@@ -1,4 +1,4 @@
-"""Sizes that compressed frames state about themselves, read before any decoder allocates memory for them.
+"""What stored pixel data say of themselves, looked at before any decoder believes it. The decoders are the services'.
 
 A DICOM header of 512 x 512 may stand before a JPEG frame of 20,000 x 20,000: decoders believe the frame. What decoders
 pass over on their way to the frame header is passed over here; a frame whose header they might find elsewhere has no
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 import struct
+from collections.abc import Callable
+from typing import Any
 
 # ITU-T T.81 table B.1; F7 and F8 are JPEG-LS (T.87 table C.1)
 _SOF = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
@@ -18,6 +20,8 @@ _SOS = 0xDA
 _REFUSED = frozenset({*range(0xB0, 0xC0), 0xC8, 0xD8, 0xD9, 0xDE, 0xDF})
 _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  "
 _SOC_SIZ = b"\xff\x4f\xff\x51"
+OFFSET_TABLES = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
+"""Needless to find the first frame, and they could show the decoder other bytes than were checked: to be dropped."""
 _RLE_HEADER = struct.Struct("<16I")
 _RLE_PADDING = 4096  # bytes that a segment may unfold to beyond its own: writers fill up, and runs end late
 
@@ -107,3 +111,18 @@ def _unfolded(segment: bytes, limit: int) -> int:
         else:
             at += 1
     return total
+
+
+def in_lowest_bits(
+    decode: Callable[..., Any], *, bits_allocated: int, bits_stored: int, high_bit: int, signed: bool
+) -> Any:
+    """The stored values of `decode()`, an array; `decode(bits_stored=n)` gives the lowest n bits of each.
+
+    Parsers take the lowest bits for the stored ones. The High Bit may say that they lie higher, as it was once allowed
+    (PS3.5 8.1.1): believed only where something lies there.
+    """
+    if not 0 < bits_stored <= high_bit < bits_allocated:
+        return decode()
+    values = decode(bits_stored=high_bit + 1)
+    low, above = (-(1 << bits_stored - 1), 1 << bits_stored - 1) if signed else (0, 1 << bits_stored)
+    return decode() if low <= values.min() and values.max() < above else values >> (high_bit + 1 - bits_stored)
