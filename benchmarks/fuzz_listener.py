@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import psutil
@@ -26,7 +27,8 @@ sys.path.insert(0, str(REPOSITORY / "tests"))
 
 from integration.dicom_listener.fuzz import Fuzzer, echo, kinds  # noqa: E402  # found by the line above
 
-_WARM_UP = 12_000  # conversations; until then the page caches of a dozen database connections fill
+_WARM_UP = 20_000  # conversations; until then page caches fill, and the allocators of three processes find their size
+_MOST_GROWTH = 0.05
 
 
 def usage(pid: int) -> dict[str, Any]:
@@ -123,7 +125,10 @@ def run(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     child.terminate()
     status = child.wait(timeout=60)
     warm = [sample for sample in samples if sample["done"] >= min(_WARM_UP, options.count / 2)] or samples
-    growth = end["pss_kib"] / warm[0]["pss_kib"] - 1
+    # Memory goes up and down with what the senders do at the moment, so means of a quarter of the samples are compared.
+    quarter = max(1, len(warm) // 4)
+    first, last = (fmean(sample["pss_kib"] for sample in some) for some in (warm[:quarter], warm[-quarter:]))
+    growth = max(last, end["pss_kib"]) / first - 1
     return {
         "what": "damaged data sets, commands, PDUs and association requests from a seeded generator",
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, shared with other work; "
@@ -135,12 +140,13 @@ def run(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "answers": {answer: answers[answer] for answer in kinds(answers)},
         "warm_up": _WARM_UP,
         "memory_growth_after_warm_up": round(growth, 4),
+        "pss_kib_first_and_last_quarter": [round(first), round(last)],
         "after": end,
         "echo_at_the_end": echoed,
         "staged_files_left": staged,
         "exit_status": status,
         "samples": samples[:: max(1, len(samples) // 60)],
-        "passed": growth <= 0.05
+        "passed": growth <= _MOST_GROWTH
         and echoed == "status 0000"
         and staged == 0
         and status == 0

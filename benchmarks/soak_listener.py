@@ -4,7 +4,7 @@
 
 dcmtk's storescu sends objects of 0.5 MB under ever new UIDs; each Success that it was told is counted, and afterwards
 looked for in the listener's tables. Retention deletes the pixels of studies a minute after they are complete, so that
-the disk is bounded and the sweep is part of the load. The allocator gets two arenas, as in the container.
+the disk is bounded and the sweep is part of the load.
 
 Memory goes up and down with what ten senders do at the moment, so windows of five minutes are compared, not samples.
 """
@@ -107,7 +107,6 @@ def run(folder: Path, minutes: float) -> dict[str, Any]:
     """One run."""
     files = folder / "files"
     make_files(files, AT_ONCE, (512, 512), AT_ONCE)
-    os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # each arena keeps what the threads in it once needed
     process = Process(folder)
     # A minute of retention in days; a look for what is to be deleted every twenty seconds.
     process.start(release_seconds=2, retain_days=1 / 1440, sweep_seconds=20, maximum_associations=AT_ONCE + 2)

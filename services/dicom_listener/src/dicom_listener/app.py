@@ -10,6 +10,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
+from dicom_listener.adapters.allocator import settle_allocator
 from dicom_listener.adapters.commitment_scp import CommitmentDesk
 from dicom_listener.adapters.commitments import DimseReporter, SqlCommitments
 from dicom_listener.adapters.fetch_routes import fetch_routes
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings(
         Settings, "Receives DICOM objects (C-STORE), keeps them and announces completed studies.", argv
     )
+    settle_allocator()
     under_way = KeyLocks()
     # Anonymous memory, so that all receiving processes refuse or none does.
     watermark = Watermark(settings.min_free_bytes, settings.resume_free_bytes, memoryview(mmap.mmap(-1, 1)))
