@@ -153,16 +153,33 @@ def test_what_a_killed_process_had_taken_is_taken_over_after_its_lease(sekmet, m
     assert (taken.study_instance_uid, taken.lease_id == lost.lease_id) == (uid, False)
 
 
-def test_a_newer_draft_during_a_delivery_is_delivered_after_it(ehr, make_writer, mrn, registered):
+def test_a_newer_draft_during_a_delivery_is_delivered_after_it(ehr, make_writer, mrn, registered, monkeypatch):
+    writer, uid = make_writer(ehr.base_url), new_uid()
+    writer.feed(completed(uid, 1, mrn=mrn), completed(uid, 2, mrn=mrn), generated(uid, 1))
+    transaction = writer.fhir.transaction
+
+    def meanwhile(bundle):
+        writer.feed(generated(uid, 2, impression="Two."))
+        return transaction(bundle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.fhir, "transaction", meanwhile)
+        writer.run_due()
+    assert writer.row(uid)["state"] == "pending"
+    writer.run_due()
+    assert [(e["study_version"], e["result"]) for e in writer.events()] == [(1, "created"), (2, "updated")]
+    assert ehr.reports(uid)[0]["conclusion"] == "Two."
+
+
+def test_a_draft_is_not_sent_once_a_newer_one_has_come(ehr, make_writer, mrn, registered):
     writer, uid = make_writer(ehr.base_url), new_uid()
     writer.feed(completed(uid, 1, mrn=mrn), completed(uid, 2, mrn=mrn), generated(uid, 1))
     (job,) = writer.deliveries.claim(writer.clock.now(), 1)
     writer.feed(generated(uid, 2, impression="Two."))
     writer.deliver.attempt(job)
-    assert writer.row(uid)["state"] == "pending"
-    writer.run_due()
-    assert [(e["study_version"], e["result"]) for e in writer.events()] == [(1, "created"), (2, "updated")]
-    assert ehr.reports(uid)[0]["conclusion"] == "Two."
+    assert writer.events() == []
+    assert writer.run_due() == 1  # its lease was given back
+    assert [(e["study_version"], e["result"]) for e in writer.events()] == [(2, "created")]
 
 
 def test_a_report_before_its_study_waits(ehr, make_writer, mrn, registered):

@@ -6,7 +6,7 @@ import json
 import random
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class Told:
         self.answers: deque[Delivered | Exception] = deque()
         self.asked: list[tuple[StudyFacts, Draft]] = []
 
-    def deliver(self, study: StudyFacts, draft: Draft) -> Delivered:
+    def deliver(self, study: StudyFacts, draft: Draft, still_due: Callable[[], bool]) -> Delivered:
         self.asked.append((study, draft))
         answer = self.answers.popleft()
         if isinstance(answer, Exception):

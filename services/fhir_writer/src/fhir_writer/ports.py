@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -17,10 +17,12 @@ from pipeline.events import Event
 class Destination(Protocol):
     """Where reports go. Called from several threads, never twice at once for one study."""
 
-    def deliver(self, study: StudyFacts, draft: Draft) -> Delivered:
+    def deliver(self, study: StudyFacts, draft: Draft, still_due: Callable[[], bool]) -> Delivered:
         """Make the EHR hold this draft as the study's one report; the same call again changes nothing.
 
-        Raises `Refused` (a person must act; `PatientNotFound` among them) or `Unavailable` (try again later).
+        `still_due` is asked between reading and each sending: what is sent then holds only for what was read before, so
+        that whoever was stalled overwrites nothing newer. Raises `Refused` (a person must act; `PatientNotFound` among
+        them), `Unavailable` (try again later), or `Overtaken` (nothing more was sent, as it is due no longer).
         """
         ...
 
@@ -85,6 +87,10 @@ class Deliveries(Protocol):
 
         When a newer draft came meanwhile, only what was delivered is recorded: the schedule is the newer one's.
         """
+        ...
+
+    def still_due(self, job: Job) -> bool:
+        """Whether this process still has the lease, and nothing has changed in the schedule since it was taken."""
         ...
 
     def let_go(self, job: Job) -> None:

@@ -178,6 +178,14 @@ class SqlDeliveries:
             if event is not None:
                 self._outbox.add(connection, event)
 
+    def still_due(self, job: Job) -> bool:
+        """Of the lease only whether another has taken it counts, not the clocks."""
+        mine = (d.c.study_instance_uid == job.study_instance_uid) & (d.c.lease_id == job.lease_id)
+        with self._database.read() as connection:
+            return (
+                connection.execute(sa.select(d.c.state).where(mine, d.c.revision == job.revision)).first() is not None
+            )
+
     def let_go(self, job: Job) -> None:
         """Renew its lease no more."""
         self._held.discard(job.lease_id)

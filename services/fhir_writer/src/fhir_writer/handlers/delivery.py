@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from fhir_writer.domain.outcome import Delivered, DeliveryError, PatientNotFound, Refused, Unavailable
+from fhir_writer.domain.outcome import Delivered, DeliveryError, Overtaken, PatientNotFound, Refused, Unavailable
 from fhir_writer.domain.schedule import CircuitBreaker, RetryPolicy
 from fhir_writer.domain.study import draft_report, study_facts
 from fhir_writer.ports import Change, Deliveries, Destination, Job
@@ -73,6 +73,9 @@ class DeliverReport:
                 change, event = self._try(job)
             except DeliveryError as error:
                 change, event = self._after(job, error)
+            except Overtaken:
+                # Written only to give the lease back, if it is still ours: the schedule is no longer this attempt's.
+                change, event = Change("pending", self._clock.now(), job.attempts, "overtaken"), None
             except Exception as error:
                 if is_transient(error):
                     raise
@@ -138,7 +141,11 @@ class DeliverReport:
         assert job.study is not None
         reached = True
         try:
-            return self._destination.deliver(study_facts(job.study), draft_report(job.report, job.written_at))
+            return self._destination.deliver(
+                study_facts(job.study),
+                draft_report(job.report, job.written_at),
+                lambda: self._deliveries.still_due(job),
+            )
         except Unavailable:
             reached = False
             raise
