@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -269,6 +270,50 @@ def test_a_report_that_a_person_has_worked_on_is_not_overwritten(ehr, make_write
     writer.deliveries.replay(writer.clock.now(), uid)
     writer.run_due()  # asking again does not overwrite it either
     assert ehr.reports(uid)[0]["meta"]["versionId"] == touched["meta"]["versionId"]
+
+
+def rewritten(report: dict[str, Any]) -> None:
+    """As software does that keeps size and hash right."""
+    form = next(form for form in report["presentedForm"] if form["contentType"] == "text/plain")
+    data = plain_text(report).replace("There is a small", "There is no").encode()
+    digest = base64.b64encode(hashlib.sha1(data, usedforsecurity=False).digest()).decode()
+    form |= {"data": base64.b64encode(data).decode(), "size": len(data), "hash": digest}
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        lambda report: report.pop("conclusion"),
+        lambda report: report.update(conclusion="Small left pleural effusion"),
+        lambda report: report.pop("conclusionCode"),
+        lambda report: report["presentedForm"].append({"contentType": "application/pdf", "url": "https://ehr.test/1"}),
+        rewritten,
+    ],
+    ids=["conclusion removed", "conclusion shortened", "code removed", "document added", "text rewritten"],
+)
+def test_a_small_change_by_a_person_counts_too(ehr, make_writer, mrn, registered, touch):
+    writer, uid = make_writer(ehr.base_url), new_uid()
+    writer.feed(completed(uid, mrn=mrn), generated(uid))
+    writer.run_due()
+    (draft,) = ehr.reports(uid)
+    touch(draft)
+    touched = ehr.put(draft)
+    writer.feed(completed(uid, 2, mrn=mrn), generated(uid, 2, impression="Another draft."))
+    writer.run_due()
+    assert writer.events()[-1]["reason"]["code"] == "changed_by_human"
+    assert ehr.reports(uid)[0]["meta"]["versionId"] == touched["meta"]["versionId"]
+
+
+def test_a_finding_that_a_person_has_corrected_is_not_overwritten(ehr, make_writer, mrn, registered):
+    writer, uid = make_writer(ehr.base_url), new_uid()
+    writer.feed(completed(uid, mrn=mrn), generated(uid))
+    writer.run_due()
+    nodule = ehr.observations(uid)["nodule"]
+    ehr.put(nodule | {"valueCodeableConcept": {"coding": [codes.STATES["absent"].coding()]}})
+    writer.feed(completed(uid, 2, mrn=mrn), generated(uid, 2, impression="Another draft."))
+    writer.run_due()
+    assert writer.events()[-1]["reason"]["code"] == "changed_by_human"
+    assert ehr.observations(uid)["nodule"]["valueCodeableConcept"]["coding"][0]["display"] == "Absent"
 
 
 def test_what_the_ehr_added_to_the_report_survives_an_update(ehr, make_writer, mrn, registered):

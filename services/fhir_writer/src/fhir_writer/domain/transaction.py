@@ -83,10 +83,10 @@ def plan(
         if found is None:
             entries.append(_create(_urn_of(built, study, refs), built))
         else:
-            _refuse_if_final(found)
+            _refuse_if_changed(found)
             entries.append(_update(base_url, found, built | {"id": found["id"]}))
     for found in stale.values():
-        _refuse_if_final(found)
+        _refuse_if_changed(found)
         # Left as it is, it would go on saying something that the report no longer says.
         entries.append(_update(base_url, found, _without_server_meta(found) | {"status": "entered-in-error"}))
     report_entry = len(entries)
@@ -184,23 +184,32 @@ _CHANGED = "The report at the FHIR server was changed or verified by someone; a 
 def refuse_if_touched(report: Json, site: Site) -> None:
     """Raise `Refused("changed_by_human")` unless the report is still an untouched draft of ours.
 
-    A status beyond a draft's, an interpreter, a missing AI label, or a text and conclusion that no longer fit each
-    other and their hash: someone has worked on it.
+    A status beyond a draft's, an interpreter, a missing AI label, a content that is not what its tag says, or a text
+    and conclusion that no longer fit each other and their hash: someone has worked on it.
     """
     labels = {label.get("code") for label in report.get("meta", {}).get("tag", ())}
     untouched = (
         report.get("status") in {"preliminary", "partial", site.report_status}
         and not report.get("resultsInterpreter")
         and codes.AI_DRAFT.code in labels
+        and _content_is_ours(report)
         and _text_is_ours(report)
     )
     if not untouched:
         raise Refused("changed_by_human", _CHANGED)
 
 
-def _refuse_if_final(observation: Json) -> None:
-    if observation.get("status") not in ("preliminary", "entered-in-error"):
+def _refuse_if_changed(observation: Json) -> None:
+    if observation.get("status") not in ("preliminary", "entered-in-error") or not _content_is_ours(observation):
         raise Refused("changed_by_human", _CHANGED)
+
+
+def _content_is_ours(resource: Json) -> bool:
+    """Servers keep the tags of earlier versions beside the newest; what was written before there were any has none."""
+    tags = [
+        tag.get("code") for tag in resource.get("meta", {}).get("tag", ()) if tag.get("system") == codes.CONTENT_TAG
+    ]
+    return not tags or resources.content_tag(resource) in tags
 
 
 def _text_is_ours(report: Json) -> bool:
