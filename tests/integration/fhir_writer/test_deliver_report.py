@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from fhir_writer.domain import codes
-from unit.fhir_writer.samples import DEFAULT_FINDINGS, completed, found, generated, new_uid, patient
+from pipeline.events import Event
+from unit.fhir_writer.samples import DEFAULT_FINDINGS, completed, found, generated, new_uid, patient, skipped
 
 
 def plain_text(report: dict[str, Any]) -> str:
@@ -138,6 +139,22 @@ def test_threads_of_one_writer_never_work_on_one_study_at_once(sekmet, make_writ
         taken = [job for jobs in takes for job in jobs]
     assert sorted(job.study_instance_uid for job in taken) == sorted(uids)
     assert len({job.lease_id for job in taken}) == 20
+
+
+def test_a_skip_and_an_older_draft_that_come_at_once_leave_nothing_to_deliver(sekmet, make_writer, postgres_url):
+    writer = make_writer(sekmet.base_url, database_url=postgres_url)
+    uids = [new_uid() for _ in range(30)]
+    with ThreadPoolExecutor(2) as pool:
+        for uid in uids:
+            both = threading.Barrier(2)
+
+            def feed(event: Event, both: threading.Barrier = both) -> None:
+                both.wait()
+                writer.feed(event)
+
+            list(pool.map(feed, [skipped(uid), generated(uid)]))
+    assert writer.deliveries.claim(writer.clock.now(), 100) == []
+    assert {row["state"] for row in writer.deliveries.listed(None, 100)} <= {"withdrawn"}
 
 
 def test_what_a_killed_process_had_taken_is_taken_over_after_its_lease(sekmet, make_writer):

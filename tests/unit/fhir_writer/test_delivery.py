@@ -26,7 +26,8 @@ from fhir_writer.handlers.delivery import DeliverReport
 from fhir_writer.handlers.intake import Intake
 from pipeline.clock import ManualClock
 from pipeline.database import Database
-from unit.fhir_writer.samples import NOW, completed, generated, new_uid
+from pipeline.events import Event
+from unit.fhir_writer.samples import NOW, completed, generated, new_uid, skipped
 
 UP = Delivered("77", "1", "created")
 DOWN = Unavailable("ehr_unavailable", "The FHIR server cannot be reached.")
@@ -38,9 +39,11 @@ class Told:
     def __init__(self) -> None:
         self.answers: deque[Delivered | Exception] = deque()
         self.asked: list[tuple[StudyFacts, Draft]] = []
+        self.meanwhile: Callable[[], None] = lambda: None
 
     def deliver(self, study: StudyFacts, draft: Draft, still_due: Callable[[], bool]) -> Delivered:
         self.asked.append((study, draft))
+        self.meanwhile()
         answer = self.answers.popleft()
         if isinstance(answer, Exception):
             raise answer
@@ -62,11 +65,14 @@ class Bench:
             fhir_server="https://ehr.test/fhir",
             chance=random.Random(1),
         )
-        intake = Intake(self.deliveries, self.clock, threading.Event())
+        self.intake = Intake(self.deliveries, self.clock, threading.Event())
         self.uid = new_uid()
-        with database.write() as connection:
-            intake.study_completed(connection, completed(self.uid))
-            intake.report_generated(connection, generated(self.uid))
+        self.feed(completed(self.uid), generated(self.uid))
+
+    def feed(self, *events: Event) -> None:
+        for event in events:
+            with self.database.write() as connection:
+                self.intake.handlers()[event.type](connection, event)
 
     def run(self, *answers: Delivered | DeliveryError | Exception) -> int:
         """One round with these answers; how many attempts it made."""
@@ -159,6 +165,59 @@ def test_a_delivery_whose_lease_was_lost_writes_nothing(bench: Bench) -> None:
     bench.deliver.attempt(job)
     assert bench.events() == []
     assert bench.row()["state"] == "pending"
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize(
+    "before", [(), (DOWN,), (Refused("patient_ambiguous", "Two."),)], ids=["due", "away", "parked"]
+)
+def test_an_older_draft_is_withdrawn_when_a_newer_version_is_skipped_or_held(
+    bench: Bench, before: tuple[DeliveryError, ...], held: bool
+) -> None:
+    if before:
+        bench.run(*before)
+    bench.feed(skipped(bench.uid, held=held), skipped(bench.uid, held=held))
+    told = [event for event in bench.events() if event["reason"]["code"] == "withdrawn"]
+    assert [(event["study_version"], event["person_must_act"]) for event in told] == [(1, False)]
+    assert bench.deliveries.replay(bench.clock.now(), bench.uid) == 0
+    bench.clock.advance(10**6)
+    bench.feed(generated(bench.uid), completed(bench.uid))  # again, or later than the decision
+    assert bench.run() == 0
+    assert bench.row()["state"] == "withdrawn"
+    bench.feed(completed(bench.uid, 2), generated(bench.uid, 2))  # a person has released it
+    assert bench.run(UP) == 1
+    assert (bench.row()["state"], bench.row()["delivered_version"]) == ("delivered", 2)
+
+
+def test_a_draft_that_comes_after_a_newer_version_was_skipped_is_left_aside(bench: Bench) -> None:
+    uid = new_uid()
+    bench.feed(skipped(uid, 3), skipped(uid, 2), completed(uid), generated(uid), generated(uid, 2))
+    assert [row["study_instance_uid"] for row in bench.deliveries.listed(None, 10)] == [bench.uid]
+    bench.feed(generated(uid, 4))
+    assert len(bench.deliveries.listed("pending", 10)) == 2
+
+
+def test_a_skip_of_the_same_or_an_older_version_changes_nothing(bench: Bench) -> None:
+    bench.feed(skipped(bench.uid, 1), generated(bench.uid, 2), completed(bench.uid, 2), skipped(bench.uid, 2))
+    assert bench.run(UP) == 1
+    assert bench.row()["delivered_version"] == 2
+
+
+def test_what_is_delivered_is_not_withdrawn(bench: Bench) -> None:
+    bench.run(UP)
+    bench.feed(skipped(bench.uid))
+    assert bench.row()["state"] == "delivered"
+    bench.deliveries.replay(bench.clock.now(), bench.uid)
+    bench.feed(skipped(bench.uid, 3))
+    assert bench.row()["state"] == "delivered"
+    assert len(bench.events()) == 1
+
+
+def test_a_draft_withdrawn_while_it_was_being_sent_is_recorded_as_delivered(bench: Bench) -> None:
+    bench.ehr.meanwhile = lambda: bench.feed(skipped(bench.uid))
+    bench.run(UP)
+    assert (bench.row()["state"], bench.row()["fhir_id"]) == ("delivered", "77")
+    assert bench.events()[-1]["result"] == "created"
 
 
 @pytest.mark.parametrize("where", ["settle", "wake_outage"])

@@ -37,7 +37,7 @@ GROUP = "fhir_writer"
 DESCRIPTION = "Delivers draft reports to the EHR as FHIR R4 DiagnosticReports, exactly one a study."
 DELIVERIES = Gauge(
     "echo_fhir_deliveries",
-    "Studies by the state of their delivery; those delivered are counted once an hour",
+    "Studies by the state of their delivery; those delivered or withdrawn are counted once an hour",
     ["state"],
 )
 _COUNT_ALL_S = 3600.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy.engine import Connection
 
@@ -67,6 +67,13 @@ class Change:
     delivered: Delivered | None = None
 
 
+class Withdrawn(NamedTuple):
+    """A draft that was taken back."""
+
+    study_version: int
+    job_id: str
+
+
 class Deliveries(Protocol):
     """The schedule: one row a study, in the service's database."""
 
@@ -75,7 +82,15 @@ class Deliveries(Protocol):
         ...
 
     def schedule(self, connection: Connection, event: Event, now: datetime) -> bool:
-        """Enter or renew the study's delivery from `imaging.report.generated`; false for an older version."""
+        """Enter or renew the study's delivery from `imaging.report.generated`; false for one older or withdrawn."""
+        ...
+
+    def withdraw(self, connection: Connection, uid: str, version: int, now: datetime) -> Withdrawn | None:
+        """Take back what is not delivered of versions before `version`, and leave aside what still comes of them."""
+        ...
+
+    def tell(self, connection: Connection, event: Event) -> None:
+        """Publish an event with the transaction."""
         ...
 
     def claim(self, now: datetime, limit: int) -> list[Job]:

@@ -11,10 +11,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from fhir_writer.adapters.schedule import SqlDeliveries
+from fhir_writer.adapters.schedule import STATES, SqlDeliveries
 from pipeline.clock import Clock, iso
 
-_STATES = ("pending", "delivered", "parked")
 _MOST = 500
 
 
@@ -60,8 +59,8 @@ def delivery_routes(deliveries: SqlDeliveries, clock: Clock, wakeup: threading.E
 
     async def listed(request: Request) -> Response:
         state = request.query_params.get("state")
-        if state is not None and state not in _STATES:
-            return _problem(400, f"state must be one of {', '.join(_STATES)}")
+        if state is not None and state not in STATES:
+            return _problem(400, f"state must be one of {', '.join(STATES)}")
         limit = request.query_params.get("limit", "100")
         if not limit.isdigit() or not 1 <= int(limit) <= _MOST:
             return _problem(400, f"limit must be a number from 1 to {_MOST}")
@@ -71,7 +70,11 @@ def delivery_routes(deliveries: SqlDeliveries, clock: Clock, wakeup: threading.E
     async def replay_one(request: Request) -> Response:
         count = await run_in_threadpool(deliveries.replay, clock.now(), request.path_params["uid"])
         wakeup.set()
-        return JSONResponse({"replayed": count}, status_code=202) if count else _problem(404, "no such delivery")
+        return (
+            JSONResponse({"replayed": count}, status_code=202)
+            if count
+            else _problem(404, "no such delivery, or its draft was withdrawn")
+        )
 
     async def replay_reason(request: Request) -> Response:
         reason = request.query_params.get("reason")

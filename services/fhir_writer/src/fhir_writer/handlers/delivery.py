@@ -13,6 +13,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from fhir_writer.domain.outcome import Delivered, DeliveryError, Overtaken, PatientNotFound, Refused, Unavailable
 from fhir_writer.domain.schedule import CircuitBreaker, RetryPolicy
 from fhir_writer.domain.study import draft_report, study_facts
+from fhir_writer.handlers.intake import SOURCE
 from fhir_writer.ports import Change, Deliveries, Destination, Job
 from pipeline.clock import Clock, iso
 from pipeline.database import is_transient
@@ -22,7 +23,6 @@ from pipeline.tracing import trace
 
 log = logging.getLogger(__name__)
 
-SOURCE = "/fhir_writer"
 ATTEMPTS = Counter("echo_fhir_attempts_total", "Attempts to deliver, by how they ended", ["outcome"])
 LATENCY = Histogram(
     "echo_fhir_delivery_seconds",
