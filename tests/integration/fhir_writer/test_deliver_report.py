@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from fhir_writer.domain import codes
+from fhir_writer.domain import codes, resources
 from pipeline.events import Event
-from unit.fhir_writer.samples import DEFAULT_FINDINGS, completed, found, generated, new_uid, patient, skipped
+from unit.fhir_writer.samples import DEFAULT_FINDINGS, completed, draft, found, generated, new_uid, patient, skipped
 
 
 def plain_text(report: dict[str, Any]) -> str:
@@ -198,6 +198,22 @@ def test_a_draft_is_not_sent_once_a_newer_one_has_come(ehr, make_writer, mrn, re
     assert writer.events() == []
     assert writer.run_due() == 1  # its lease was given back
     assert [(e["study_version"], e["result"]) for e in writer.events()] == [(2, "created")]
+
+
+def test_a_device_that_a_race_made_twice_stops_no_report(ehr, make_writer, mrn, registered, unique):
+    model = ("echo-phantom-demo", unique)
+    for _ in range(2):  # conditional create is no lock at every server
+        ehr.create(resources.device(draft(model=model)))
+    writer, uid = make_writer(ehr.base_url), new_uid()
+    writer.feed(completed(uid, mrn=mrn), generated(uid, model=model))
+    writer.run_due()
+    assert [event.get("result") for event in writer.events()] == ["created"]
+    device = ehr.observations(uid)["nodule"]["device"]["reference"]
+    (provenance,) = ehr.provenances(ehr.reports(uid)[0])
+    assert provenance["agent"][0]["who"]["reference"].endswith(device)
+    writer.feed(generated(uid, model=model))
+    writer.run_due()
+    assert [event.get("result") for event in writer.events()] == ["unchanged"]
 
 
 def test_a_report_before_its_study_waits(ehr, make_writer, mrn, registered):

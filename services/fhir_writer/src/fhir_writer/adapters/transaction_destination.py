@@ -101,7 +101,16 @@ class TransactionDestination:
             by_value[value] = resource
         if report is None and by_value:  # written by another delivery between the two searches
             report = self._report(study)
-        return Existing(report, by_value)
+        return Existing(report, by_value, self._device(draft))
+
+    def _device(self, draft: Draft) -> str | None:
+        """All studies share it: where a race made it twice, a conditional create would fail for every report."""
+        try:
+            found = self._by_identifier("Device", codes.DEVICE_SYSTEM, [resources.device_identifier(draft)])
+        except Refused as error:  # without rights to search there is still the conditional create
+            log.info("devices cannot be searched", extra={"code": error.code, "http_status": error.http_status})
+            return None
+        return min((device["id"] for _, device in found), default=None)
 
     def _report(self, study: StudyFacts) -> Json | None:
         wanted = resources.report_identifier(study.study_instance_uid)

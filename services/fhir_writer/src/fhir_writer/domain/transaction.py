@@ -26,6 +26,8 @@ class Existing:
     report: Json | None = None
     observations: dict[str, Json] = field(default_factory=dict)
     """By the value of our identifier."""
+    device: str | None = None
+    """Id of the model's Device."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def plan(
     refs = References(
         report=f"DiagnosticReport/{existing.report['id']}" if existing.report else _urn("report", uid),
         patient=patient,
-        device=_urn("model", draft.model_id, draft.model_version),
+        device=f"Device/{existing.device}" if existing.device else _urn("model", draft.model_id, draft.model_version),
         order=order,
         observations={
             item.name: f"Observation/{found['id']}"
@@ -77,7 +79,7 @@ def plan(
     }
     if existing.report is not None and not stale and _same_content(report, wanted, existing):
         return Plan(None, -1)
-    entries = [_create(refs.device, resources.device(draft))]
+    entries = [] if existing.device else [_create(refs.device, resources.device(draft))]
     for value, built in wanted.items():
         found = existing.observations.get(value)
         if found is None:
