@@ -386,6 +386,37 @@ def test_the_order_is_found_by_accession_number(ehr, make_writer, mrn, registere
     assert based_on["identifier"]["value"] == f"ACC-{unique}"
 
 
+def test_a_corrected_patient_or_order_leaves_nothing_of_the_wrong_one(ehr, make_writer, mrn, registered, unique):
+    def order(number: str, person: dict[str, Any]) -> dict[str, Any]:
+        return ehr.create(
+            {
+                "resourceType": "ServiceRequest",
+                "status": "active",
+                "intent": "order",
+                "subject": {"reference": f"Patient/{person['id']}"},
+                "identifier": [{"system": "urn:oid:2.25.223456789012345678901234567890", "value": number}],
+            }
+        )
+
+    right = ehr.create(patient(f"{mrn}-2", codes.DEFAULT_PATIENT_SYSTEM))
+    orders = [order(f"A-{unique}", registered), order(f"B-{unique}", registered), order(f"C-{unique}", right)]
+    writer, uid = make_writer(ehr.base_url), new_uid()
+    writer.feed(completed(uid, mrn=mrn, accession=f"A-{unique}"), generated(uid))
+    writer.run_due()
+    writer.feed(completed(uid, 2, mrn=mrn, accession=f"B-{unique}"), generated(uid, 2))
+    writer.run_due()
+    (report,) = ehr.reports(uid)
+    assert report["basedOn"][0]["reference"].endswith(f"ServiceRequest/{orders[1]['id']}")
+    encounter = ehr.create({"resourceType": "Encounter", "status": "finished", "class": {"code": "AMB"}})
+    ehr.put(report | {"encounter": {"reference": f"Encounter/{encounter['id']}"}})
+    writer.feed(completed(uid, 3, mrn=f"{mrn}-2", accession=f"C-{unique}"), generated(uid, 3))
+    writer.run_due()
+    (report,) = ehr.reports(uid)
+    assert report["subject"]["reference"].endswith(f"Patient/{right['id']}")
+    assert [based_on["reference"].split("/")[-1] for based_on in report["basedOn"]] == [orders[2]["id"]]
+    assert "encounter" not in report  # it was the other patient's
+
+
 def test_an_image_outside_the_domain_is_held_until_a_person_releases_it(ehr, make_writer, mrn, registered):
     writer, uid = make_writer(ehr.base_url, park_out_of_domain=True), new_uid()
     writer.feed(completed(uid, mrn=mrn), generated(uid, flags=("out_of_domain",)))

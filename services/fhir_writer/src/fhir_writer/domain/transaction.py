@@ -168,14 +168,27 @@ _REPORT_ELEMENTS = frozenset(
 
 
 def _merged(current: Json, built: Json) -> Json:
-    """Our elements from `built`; what the EHR added beside them (encounter, further identifiers, order) stays."""
-    merged = {k: v for k, v in _without_server_meta(current).items() if k not in _REPORT_ELEMENTS} | built
+    """Our elements from `built`; what the EHR added beside them (encounter, further identifiers, order) stays.
+
+    Not with another patient, and the order not with another accession number: they were corrected in the PACS.
+    """
+    not_kept = _REPORT_ELEMENTS if _is_about(current, built) else _REPORT_ELEMENTS | {"encounter", "basedOn"}
+    merged = {k: v for k, v in _without_server_meta(current).items() if k not in not_kept} | built
     merged["id"] = current["id"]
     others = [i for i in current.get("identifier", ()) if i.get("system") != codes.REPORT_SYSTEM]
     merged["identifier"] = [*built["identifier"], *others]
-    if any(order.get("reference") for order in current.get("basedOn", ())):
+    numbers = {order.get("identifier", {}).get("value") for order in current.get("basedOn", ())} - {None}
+    same_order = numbers <= {order["identifier"]["value"] for order in built.get("basedOn", ())}
+    if "basedOn" not in not_kept and same_order and any(order.get("reference") for order in current.get("basedOn", ())):
         merged["basedOn"] = current["basedOn"]
     return merged
+
+
+def _is_about(current: Json, built: Json) -> bool:
+    """Whether both have the same patient; a server may make the reference absolute."""
+    wanted = built["subject"]["reference"]
+    reference = str(current.get("subject", {}).get("reference", ""))
+    return reference == wanted or reference.endswith(f"/{wanted}")
 
 
 # --- what a person has touched ---------------------------------------------------------------------------------------
@@ -254,10 +267,9 @@ def _same_content(report: Json, wanted: dict[str, Json], existing: Existing) -> 
     assert existing.report is not None
     current = existing.report
     same_elements = {k for k in current if k in _REPORT_ELEMENTS} == {k for k in report if k in _REPORT_ELEMENTS}
-    subject = str(current.get("subject", {}).get("reference", "")).endswith(report["subject"]["reference"])
     return (
         same_elements
-        and subject
+        and _is_about(current, report)
         and len(current.get("result", ())) == len(report.get("result", ()))
         and len(current.get("conclusionCode", ())) == len(report.get("conclusionCode", ()))
         and _covers(current, report)
