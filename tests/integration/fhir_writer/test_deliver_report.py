@@ -157,6 +157,21 @@ def test_a_skip_and_an_older_draft_that_come_at_once_leave_nothing_to_deliver(se
     assert {row["state"] for row in writer.deliveries.listed(None, 100)} <= {"withdrawn"}
 
 
+def test_deleting_by_age_and_newer_drafts_go_together(sekmet, make_writer, postgres_url):
+    writer = make_writer(sekmet.base_url, database_url=postgres_url)
+    uids = [new_uid() for _ in range(40)]
+    for uid in uids:
+        writer.feed(generated(uid, 2), skipped(uid, 3))
+    writer.advance(100)
+    with ThreadPoolExecutor(3) as pool:
+        newer = [pool.submit(writer.feed, generated(uid, 4)) for uid in reversed(uids)]
+        clock = writer.clock.now()
+        list(pool.map(lambda _: writer.deliveries.expire(clock, 5, clock), range(8)))
+        for future in newer:
+            future.result()
+    assert len(writer.deliveries.listed("pending", 100)) == 40
+
+
 def test_what_a_killed_process_had_taken_is_taken_over_after_its_lease(sekmet, make_writer):
     writer, uid = make_writer(sekmet.base_url), new_uid()
     writer.feed(completed(uid), generated(uid))

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 import fhir_writer
 from fhir_writer.adapters.http_api import delivery_routes
 from fhir_writer.adapters.schedule import SqlDeliveries
-from fhir_writer.adapters.tables import outbox
+from fhir_writer.adapters.tables import outbox, studies
 from fhir_writer.domain.outcome import Delivered, DeliveryError, PatientNotFound, Refused, Unavailable
 from fhir_writer.domain.schedule import CircuitBreaker, RetryPolicy
 from fhir_writer.domain.study import Draft, StudyFacts
@@ -218,6 +218,26 @@ def test_a_draft_withdrawn_while_it_was_being_sent_is_recorded_as_delivered(benc
     bench.run(UP)
     assert (bench.row()["state"], bench.row()["fhir_id"]) == ("delivered", "77")
     assert bench.events()[-1]["result"] == "created"
+
+
+def test_what_ended_is_deleted_after_a_time_and_an_older_version_still_comes_too_late(bench: Bench) -> None:
+    bench.feed(completed(bench.uid, 2), generated(bench.uid, 2))
+    bench.run(UP)
+    waiting = new_uid()
+    bench.feed(completed(waiting), generated(waiting), completed(bench.uid, 3))
+    bench.run(Refused("patient_ambiguous", "Two."))
+    bench.clock.advance(100)
+    before, now = bench.clock.now(), bench.clock.now()
+    assert bench.deliveries.expire(NOW, 10, now) == 0
+    assert bench.deliveries.expire(before, 10, now) == 1
+    assert [row["study_instance_uid"] for row in bench.deliveries.listed(None, 10)] == [waiting]
+    with bench.database.read() as connection:
+        kept = connection.execute(sa.select(studies.c.study_instance_uid, studies.c.study_version)).all()
+    assert sorted(map(tuple, kept)) == sorted([(waiting, 1), (bench.uid, 3)])
+    bench.feed(generated(bench.uid, 1))
+    assert bench.run() == 0
+    bench.feed(generated(bench.uid, 3))
+    assert bench.run(UP) == 1
 
 
 @pytest.mark.parametrize("where", ["settle", "wake_outage"])

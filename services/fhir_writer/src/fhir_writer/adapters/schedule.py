@@ -102,13 +102,7 @@ class SqlDeliveries:
         if version == 1:
             return None
         _one_at_a_time(connection, uid)
-        known = connection.scalar(sa.select(skips.c.study_version).where(skips.c.study_instance_uid == uid))
-        if known is None:
-            connection.execute(skips.insert().values(study_instance_uid=uid, study_version=version, decided_at=now))
-        elif known < version:
-            connection.execute(
-                skips.update().where(skips.c.study_instance_uid == uid).values(study_version=version, decided_at=now)
-            )
+        self._leave_aside_before(connection, uid, version, now)
         row = connection.execute(
             sa.select(d.c.study_version, d.c.job_id, d.c.delivered_version)
             .where(d.c.study_instance_uid == uid, d.c.study_version < version, d.c.state.in_(("pending", "parked")))
@@ -134,6 +128,16 @@ class SqlDeliveries:
             )
         )
         return None if there else Withdrawn(row.study_version, row.job_id)
+
+    @staticmethod
+    def _leave_aside_before(connection: Connection, uid: str, version: int, now: datetime) -> None:
+        known = connection.scalar(sa.select(skips.c.study_version).where(skips.c.study_instance_uid == uid))
+        if known is None:
+            connection.execute(skips.insert().values(study_instance_uid=uid, study_version=version, decided_at=now))
+        elif known < version:
+            connection.execute(
+                skips.update().where(skips.c.study_instance_uid == uid).values(study_version=version, decided_at=now)
+            )
 
     def tell(self, connection: Connection, event: Event) -> None:
         """By the outbox."""
@@ -291,6 +295,27 @@ class SqlDeliveries:
                     updated_at=now,
                 )
             ).rowcount
+
+    def expire(self, before: datetime, limit: int, now: datetime) -> int:
+        """Delete up to `limit` deliveries that ended before then, with what was kept of their studies; how many.
+
+        That an older version comes too late is remembered.
+        """
+        gone = 0
+        with self._database.write() as connection:
+            for state in ("delivered", "withdrawn"):
+                ended = (d.c.state == state) & (d.c.updated_at < before)
+                old = sa.select(d.c.study_instance_uid, d.c.study_version).where(ended).order_by(d.c.updated_at)
+                for uid, version in connection.execute(old.limit(limit - gone)).all():
+                    _one_at_a_time(connection, uid)
+                    if connection.execute(d.delete().where(d.c.study_instance_uid == uid, ended)).rowcount == 0:
+                        continue  # a newer draft came at this moment
+                    gone += 1
+                    kept = (studies.c.study_instance_uid == uid) & (studies.c.study_version <= version)
+                    connection.execute(studies.delete().where(kept))
+                    if version > 1:
+                        self._leave_aside_before(connection, uid, version, now)
+        return gone
 
     def listed(self, state: str | None, limit: int) -> list[dict[str, Any]]:
         """Deliveries for people, the latest changed first; without the report's text."""

@@ -56,7 +56,7 @@ deliveries = sa.Table(
     ),
 )
 
-# The newest version, if not the first, that gets no report or none before a person has decided.
+# Drafts of versions before this one are left aside: it is skipped or held, or its delivery was deleted by age.
 skips = sa.Table(
     "skips",
     metadata,
