@@ -108,6 +108,17 @@ def test_errors_of_the_server_are_tried_again(sekmet_proxy, known_patient, make_
     assert last["result"] == "created"
 
 
+@pytest.mark.parametrize("status", [409, 412])
+def test_a_conflict_on_reading_is_tried_again(sekmet_proxy, known_patient, make_writer, mrn, status):
+    writer, uid = make_writer(sekmet_proxy.url), new_uid()
+    sekmet_proxy.reads.append(Fault(status=status))
+    writer.feed(completed(uid, mrn=mrn), generated(uid))
+    for _ in range(2):
+        writer.run_due()
+        writer.advance(10)
+    assert results(writer.events()) == ["ehr_error", "created"]
+
+
 @pytest.mark.parametrize(
     ("status", "code"),
     [

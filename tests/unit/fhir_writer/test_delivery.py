@@ -123,6 +123,16 @@ def test_an_outage_is_told_once_and_tried_with_growing_pauses(bench: Bench) -> N
     assert bench.events()[-1]["result"] == "created"
 
 
+def test_a_report_that_keeps_changing_does_not_hold_up_the_others(bench: Bench) -> None:
+    for _ in range(5):  # more than open the breaker
+        bench.clock.advance(200)
+        assert bench.run(Unavailable("ehr_conflict", "It kept changing.")) == 1
+    other = new_uid()
+    bench.feed(completed(other), generated(other))
+    bench.run(UP)
+    assert len(bench.ehr.asked) == 6
+
+
 def test_a_refusal_parks_until_it_is_replayed(bench: Bench) -> None:
     bench.run(Refused("ehr_refused", "No.", http_status=422, operation_outcome="error/invalid: x"))
     bench.clock.advance(10**6)

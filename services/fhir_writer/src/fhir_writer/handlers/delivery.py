@@ -33,6 +33,7 @@ EHR_UP = Gauge("echo_fhir_ehr_up", "1 when the last attempt reached the EHR, 0 w
 BREAKER_OPEN = Gauge("echo_fhir_breaker_open", "1 while attempts are held back because the EHR does not answer")
 
 WAITING_FOR_STUDY = "waiting_for_study"
+CONFLICT = "ehr_conflict"
 
 
 class DeliverReport:
@@ -146,8 +147,8 @@ class DeliverReport:
                 draft_report(job.report, job.written_at),
                 lambda: self._deliveries.still_due(job),
             )
-        except Unavailable:
-            reached = False
+        except Unavailable as error:
+            reached = error.code == CONFLICT  # a matter of one report: the EHR did answer
             raise
         finally:
             with self._lock:
