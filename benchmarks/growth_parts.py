@@ -293,6 +293,7 @@ class Writer(Part):
         yield "list_parked", lambda: self.deliveries.listed("parked", 50)
         yield "replay_parked", lambda: self.deliveries.replay(self.clock.now(), reason="patient_not_found")
         yield "drop_leases_at_start", self.deliveries.drop_all_leases
+        yield "expire_hourly", lambda: self.deliveries.expire(datetime(2020, 1, 1, tzinfo=UTC), 200, self.clock.now())
 
 
 class Console(Part):

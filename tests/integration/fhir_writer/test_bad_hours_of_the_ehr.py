@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fhir_writer.domain import codes
+from fhir_writer.domain import codes, resources
 from fhir_writer.domain.schedule import CircuitBreaker
 from integration.fhir_writer.fault_proxy import Fault, FaultProxy
 from pipeline.bus import Message
@@ -108,6 +108,17 @@ def test_errors_of_the_server_are_tried_again(sekmet_proxy, known_patient, make_
     assert last["result"] == "created"
 
 
+@pytest.mark.parametrize("status", [409, 412])
+def test_a_conflict_on_reading_is_tried_again(sekmet_proxy, known_patient, make_writer, mrn, status):
+    writer, uid = make_writer(sekmet_proxy.url), new_uid()
+    sekmet_proxy.reads.append(Fault(status=status))
+    writer.feed(completed(uid, mrn=mrn), generated(uid))
+    for _ in range(2):
+        writer.run_due()
+        writer.advance(10)
+    assert results(writer.events()) == ["ehr_error", "created"]
+
+
 @pytest.mark.parametrize(
     ("status", "code"),
     [
@@ -171,6 +182,40 @@ def test_an_open_breaker_spares_the_server_and_tells_about_every_study(sekmet_pr
     writer.run_due()
     writer.run_due()
     assert results(writer.events()) == ["created"] * 6
+
+
+@pytest.mark.parametrize("first", [1, 2], ids=["that creates", "that updates"])
+def test_a_stalled_process_does_not_bring_back_an_older_version(
+    sekmet, known_patient, make_writer, mrn, tmp_path, monkeypatch, first
+):
+    database_url, uid = f"sqlite:///{tmp_path}/both.sqlite3", new_uid()
+    stalled = make_writer(sekmet.base_url, database_url=database_url)
+    other = make_writer(sekmet.base_url, database_url=database_url, clock=stalled.clock)
+    for version in range(1, first + 1):
+        stalled.feed(completed(uid, version, mrn=mrn), generated(uid, version, impression=f"Draft {version}."))
+        if version < first:
+            stalled.run_due()
+    transaction = stalled.fhir.transaction
+
+    def late(bundle):
+        monkeypatch.undo()
+        stalled.advance(16)  # its lease runs out, and another process delivers the newer version meanwhile
+        other.feed(completed(uid, 9, mrn=mrn), generated(uid, 9, impression="The newest draft."))
+        assert other.run_due() == 1
+        return transaction(bundle)
+
+    monkeypatch.setattr(stalled.fhir, "transaction", late)
+    stalled.run_due()
+    value = resources.report_identifier(uid)
+    answer = httpx.get(
+        f"{sekmet.base_url}/DiagnosticReport",
+        params={"identifier": f"{codes.REPORT_SYSTEM}|{value}"},
+        trust_env=False,
+    )
+    (entry,) = answer.json()["entry"]
+    assert entry["resource"]["conclusion"] == "The newest draft."
+    assert (stalled.row(uid)["state"], stalled.row(uid)["delivered_version"]) == ("delivered", 9)
+    assert [event["study_version"] for event in stalled.events()][-1] == 9
 
 
 def test_no_identifier_reaches_the_log(sekmet_proxy, known_patient, make_writer, mrn, caplog):

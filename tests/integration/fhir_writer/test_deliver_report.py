@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from fhir_writer.domain import codes
-from unit.fhir_writer.samples import DEFAULT_FINDINGS, completed, found, generated, new_uid, patient
+from fhir_writer.domain import codes, resources
+from pipeline.events import Event
+from unit.fhir_writer.samples import DEFAULT_FINDINGS, completed, draft, found, generated, new_uid, patient, skipped
 
 
 def plain_text(report: dict[str, Any]) -> str:
@@ -139,6 +141,37 @@ def test_threads_of_one_writer_never_work_on_one_study_at_once(sekmet, make_writ
     assert len({job.lease_id for job in taken}) == 20
 
 
+def test_a_skip_and_an_older_draft_that_come_at_once_leave_nothing_to_deliver(sekmet, make_writer, postgres_url):
+    writer = make_writer(sekmet.base_url, database_url=postgres_url)
+    uids = [new_uid() for _ in range(30)]
+    with ThreadPoolExecutor(2) as pool:
+        for uid in uids:
+            both = threading.Barrier(2)
+
+            def feed(event: Event, both: threading.Barrier = both) -> None:
+                both.wait()
+                writer.feed(event)
+
+            list(pool.map(feed, [skipped(uid), generated(uid)]))
+    assert writer.deliveries.claim(writer.clock.now(), 100) == []
+    assert {row["state"] for row in writer.deliveries.listed(None, 100)} <= {"withdrawn"}
+
+
+def test_deleting_by_age_and_newer_drafts_go_together(sekmet, make_writer, postgres_url):
+    writer = make_writer(sekmet.base_url, database_url=postgres_url)
+    uids = [new_uid() for _ in range(40)]
+    for uid in uids:
+        writer.feed(generated(uid, 2), skipped(uid, 3))
+    writer.advance(100)
+    with ThreadPoolExecutor(3) as pool:
+        newer = [pool.submit(writer.feed, generated(uid, 4)) for uid in reversed(uids)]
+        clock = writer.clock.now()
+        list(pool.map(lambda _: writer.deliveries.expire(clock, 5, clock), range(8)))
+        for future in newer:
+            future.result()
+    assert len(writer.deliveries.listed("pending", 100)) == 40
+
+
 def test_what_a_killed_process_had_taken_is_taken_over_after_its_lease(sekmet, make_writer):
     writer, uid = make_writer(sekmet.base_url), new_uid()
     writer.feed(completed(uid), generated(uid))
@@ -153,16 +186,49 @@ def test_what_a_killed_process_had_taken_is_taken_over_after_its_lease(sekmet, m
     assert (taken.study_instance_uid, taken.lease_id == lost.lease_id) == (uid, False)
 
 
-def test_a_newer_draft_during_a_delivery_is_delivered_after_it(ehr, make_writer, mrn, registered):
+def test_a_newer_draft_during_a_delivery_is_delivered_after_it(ehr, make_writer, mrn, registered, monkeypatch):
+    writer, uid = make_writer(ehr.base_url), new_uid()
+    writer.feed(completed(uid, 1, mrn=mrn), completed(uid, 2, mrn=mrn), generated(uid, 1))
+    transaction = writer.fhir.transaction
+
+    def meanwhile(bundle):
+        writer.feed(generated(uid, 2, impression="Two."))
+        return transaction(bundle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.fhir, "transaction", meanwhile)
+        writer.run_due()
+    assert writer.row(uid)["state"] == "pending"
+    writer.run_due()
+    assert [(e["study_version"], e["result"]) for e in writer.events()] == [(1, "created"), (2, "updated")]
+    assert ehr.reports(uid)[0]["conclusion"] == "Two."
+
+
+def test_a_draft_is_not_sent_once_a_newer_one_has_come(ehr, make_writer, mrn, registered):
     writer, uid = make_writer(ehr.base_url), new_uid()
     writer.feed(completed(uid, 1, mrn=mrn), completed(uid, 2, mrn=mrn), generated(uid, 1))
     (job,) = writer.deliveries.claim(writer.clock.now(), 1)
     writer.feed(generated(uid, 2, impression="Two."))
     writer.deliver.attempt(job)
-    assert writer.row(uid)["state"] == "pending"
+    assert writer.events() == []
+    assert writer.run_due() == 1  # its lease was given back
+    assert [(e["study_version"], e["result"]) for e in writer.events()] == [(2, "created")]
+
+
+def test_a_device_that_a_race_made_twice_stops_no_report(ehr, make_writer, mrn, registered, unique):
+    model = ("echo-phantom-demo", unique)
+    for _ in range(2):  # conditional create is no lock at every server
+        ehr.create(resources.device(draft(model=model)))
+    writer, uid = make_writer(ehr.base_url), new_uid()
+    writer.feed(completed(uid, mrn=mrn), generated(uid, model=model))
     writer.run_due()
-    assert [(e["study_version"], e["result"]) for e in writer.events()] == [(1, "created"), (2, "updated")]
-    assert ehr.reports(uid)[0]["conclusion"] == "Two."
+    assert [event.get("result") for event in writer.events()] == ["created"]
+    device = ehr.observations(uid)["nodule"]["device"]["reference"]
+    (provenance,) = ehr.provenances(ehr.reports(uid)[0])
+    assert provenance["agent"][0]["who"]["reference"].endswith(device)
+    writer.feed(generated(uid, model=model))
+    writer.run_due()
+    assert [event.get("result") for event in writer.events()] == ["unchanged"]
 
 
 def test_a_report_before_its_study_waits(ehr, make_writer, mrn, registered):
@@ -254,6 +320,50 @@ def test_a_report_that_a_person_has_worked_on_is_not_overwritten(ehr, make_write
     assert ehr.reports(uid)[0]["meta"]["versionId"] == touched["meta"]["versionId"]
 
 
+def rewritten(report: dict[str, Any]) -> None:
+    """As software does that keeps size and hash right."""
+    form = next(form for form in report["presentedForm"] if form["contentType"] == "text/plain")
+    data = plain_text(report).replace("There is a small", "There is no").encode()
+    digest = base64.b64encode(hashlib.sha1(data, usedforsecurity=False).digest()).decode()
+    form |= {"data": base64.b64encode(data).decode(), "size": len(data), "hash": digest}
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        lambda report: report.pop("conclusion"),
+        lambda report: report.update(conclusion="Small left pleural effusion"),
+        lambda report: report.pop("conclusionCode"),
+        lambda report: report["presentedForm"].append({"contentType": "application/pdf", "url": "https://ehr.test/1"}),
+        rewritten,
+    ],
+    ids=["conclusion removed", "conclusion shortened", "code removed", "document added", "text rewritten"],
+)
+def test_a_small_change_by_a_person_counts_too(ehr, make_writer, mrn, registered, touch):
+    writer, uid = make_writer(ehr.base_url), new_uid()
+    writer.feed(completed(uid, mrn=mrn), generated(uid))
+    writer.run_due()
+    (draft,) = ehr.reports(uid)
+    touch(draft)
+    touched = ehr.put(draft)
+    writer.feed(completed(uid, 2, mrn=mrn), generated(uid, 2, impression="Another draft."))
+    writer.run_due()
+    assert writer.events()[-1]["reason"]["code"] == "changed_by_human"
+    assert ehr.reports(uid)[0]["meta"]["versionId"] == touched["meta"]["versionId"]
+
+
+def test_a_finding_that_a_person_has_corrected_is_not_overwritten(ehr, make_writer, mrn, registered):
+    writer, uid = make_writer(ehr.base_url), new_uid()
+    writer.feed(completed(uid, mrn=mrn), generated(uid))
+    writer.run_due()
+    nodule = ehr.observations(uid)["nodule"]
+    ehr.put(nodule | {"valueCodeableConcept": {"coding": [codes.STATES["absent"].coding()]}})
+    writer.feed(completed(uid, 2, mrn=mrn), generated(uid, 2, impression="Another draft."))
+    writer.run_due()
+    assert writer.events()[-1]["reason"]["code"] == "changed_by_human"
+    assert ehr.observations(uid)["nodule"]["valueCodeableConcept"]["coding"][0]["display"] == "Absent"
+
+
 def test_what_the_ehr_added_to_the_report_survives_an_update(ehr, make_writer, mrn, registered):
     writer, uid = make_writer(ehr.base_url), new_uid()
     writer.feed(completed(uid, mrn=mrn), generated(uid))
@@ -289,6 +399,37 @@ def test_the_order_is_found_by_accession_number(ehr, make_writer, mrn, registere
     (based_on,) = ehr.reports(uid)[0]["basedOn"]
     assert based_on["reference"].endswith(f"ServiceRequest/{order['id']}")
     assert based_on["identifier"]["value"] == f"ACC-{unique}"
+
+
+def test_a_corrected_patient_or_order_leaves_nothing_of_the_wrong_one(ehr, make_writer, mrn, registered, unique):
+    def order(number: str, person: dict[str, Any]) -> dict[str, Any]:
+        return ehr.create(
+            {
+                "resourceType": "ServiceRequest",
+                "status": "active",
+                "intent": "order",
+                "subject": {"reference": f"Patient/{person['id']}"},
+                "identifier": [{"system": "urn:oid:2.25.223456789012345678901234567890", "value": number}],
+            }
+        )
+
+    right = ehr.create(patient(f"{mrn}-2", codes.DEFAULT_PATIENT_SYSTEM))
+    orders = [order(f"A-{unique}", registered), order(f"B-{unique}", registered), order(f"C-{unique}", right)]
+    writer, uid = make_writer(ehr.base_url), new_uid()
+    writer.feed(completed(uid, mrn=mrn, accession=f"A-{unique}"), generated(uid))
+    writer.run_due()
+    writer.feed(completed(uid, 2, mrn=mrn, accession=f"B-{unique}"), generated(uid, 2))
+    writer.run_due()
+    (report,) = ehr.reports(uid)
+    assert report["basedOn"][0]["reference"].endswith(f"ServiceRequest/{orders[1]['id']}")
+    encounter = ehr.create({"resourceType": "Encounter", "status": "finished", "class": {"code": "AMB"}})
+    ehr.put(report | {"encounter": {"reference": f"Encounter/{encounter['id']}"}})
+    writer.feed(completed(uid, 3, mrn=f"{mrn}-2", accession=f"C-{unique}"), generated(uid, 3))
+    writer.run_due()
+    (report,) = ehr.reports(uid)
+    assert report["subject"]["reference"].endswith(f"Patient/{right['id']}")
+    assert [based_on["reference"].split("/")[-1] for based_on in report["basedOn"]] == [orders[2]["id"]]
+    assert "encounter" not in report  # it was the other patient's
 
 
 def test_an_image_outside_the_domain_is_held_until_a_person_releases_it(ehr, make_writer, mrn, registered):

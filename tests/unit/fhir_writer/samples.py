@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 from fhir_writer.domain.resources import Site
 from fhir_writer.domain.study import Draft, StudyFacts, draft_report, kept_study_data, study_facts
-from pipeline.events import REPORT_GENERATED, STUDY_COMPLETED, Event, study_event
+from pipeline.events import REPORT_GENERATED, STUDY_COMPLETED, STUDY_SKIPPED, Event, study_event
 
 NOW = datetime(2026, 1, 5, 8, 0, 31, tzinfo=UTC)
 SITE = Site("Test radiology", "preliminary", ZoneInfo("Europe/Berlin"), "DEVAST", None)
@@ -151,6 +151,12 @@ def generated(
             "out_of_domain_score": None,
         },
     )
+
+
+def skipped(uid: str, version: int = 2, *, held: bool = False) -> Event:
+    reason = {"code": "not_chest", "text": "No image of the chest."}
+    data = {"reason": reason, "evidence": [], "person_must_act": held}
+    return study_event(STUDY_SKIPPED, "/test", uid, version, NOW, data)
 
 
 def facts(**what: Any) -> StudyFacts:

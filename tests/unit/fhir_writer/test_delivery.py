@@ -6,7 +6,7 @@ import json
 import random
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 import fhir_writer
 from fhir_writer.adapters.http_api import delivery_routes
 from fhir_writer.adapters.schedule import SqlDeliveries
-from fhir_writer.adapters.tables import outbox
+from fhir_writer.adapters.tables import outbox, studies
 from fhir_writer.domain.outcome import Delivered, DeliveryError, PatientNotFound, Refused, Unavailable
 from fhir_writer.domain.schedule import CircuitBreaker, RetryPolicy
 from fhir_writer.domain.study import Draft, StudyFacts
@@ -26,7 +26,8 @@ from fhir_writer.handlers.delivery import DeliverReport
 from fhir_writer.handlers.intake import Intake
 from pipeline.clock import ManualClock
 from pipeline.database import Database
-from unit.fhir_writer.samples import NOW, completed, generated, new_uid
+from pipeline.events import Event
+from unit.fhir_writer.samples import NOW, completed, generated, new_uid, skipped
 
 UP = Delivered("77", "1", "created")
 DOWN = Unavailable("ehr_unavailable", "The FHIR server cannot be reached.")
@@ -38,9 +39,11 @@ class Told:
     def __init__(self) -> None:
         self.answers: deque[Delivered | Exception] = deque()
         self.asked: list[tuple[StudyFacts, Draft]] = []
+        self.meanwhile: Callable[[], None] = lambda: None
 
-    def deliver(self, study: StudyFacts, draft: Draft) -> Delivered:
+    def deliver(self, study: StudyFacts, draft: Draft, still_due: Callable[[], bool]) -> Delivered:
         self.asked.append((study, draft))
+        self.meanwhile()
         answer = self.answers.popleft()
         if isinstance(answer, Exception):
             raise answer
@@ -62,11 +65,14 @@ class Bench:
             fhir_server="https://ehr.test/fhir",
             chance=random.Random(1),
         )
-        intake = Intake(self.deliveries, self.clock, threading.Event())
+        self.intake = Intake(self.deliveries, self.clock, threading.Event())
         self.uid = new_uid()
-        with database.write() as connection:
-            intake.study_completed(connection, completed(self.uid))
-            intake.report_generated(connection, generated(self.uid))
+        self.feed(completed(self.uid), generated(self.uid))
+
+    def feed(self, *events: Event) -> None:
+        for event in events:
+            with self.database.write() as connection:
+                self.intake.handlers()[event.type](connection, event)
 
     def run(self, *answers: Delivered | DeliveryError | Exception) -> int:
         """One round with these answers; how many attempts it made."""
@@ -117,6 +123,16 @@ def test_an_outage_is_told_once_and_tried_with_growing_pauses(bench: Bench) -> N
     assert bench.events()[-1]["result"] == "created"
 
 
+def test_a_report_that_keeps_changing_does_not_hold_up_the_others(bench: Bench) -> None:
+    for _ in range(5):  # more than open the breaker
+        bench.clock.advance(200)
+        assert bench.run(Unavailable("ehr_conflict", "It kept changing.")) == 1
+    other = new_uid()
+    bench.feed(completed(other), generated(other))
+    bench.run(UP)
+    assert len(bench.ehr.asked) == 6
+
+
 def test_a_refusal_parks_until_it_is_replayed(bench: Bench) -> None:
     bench.run(Refused("ehr_refused", "No.", http_status=422, operation_outcome="error/invalid: x"))
     bench.clock.advance(10**6)
@@ -159,6 +175,79 @@ def test_a_delivery_whose_lease_was_lost_writes_nothing(bench: Bench) -> None:
     bench.deliver.attempt(job)
     assert bench.events() == []
     assert bench.row()["state"] == "pending"
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize(
+    "before", [(), (DOWN,), (Refused("patient_ambiguous", "Two."),)], ids=["due", "away", "parked"]
+)
+def test_an_older_draft_is_withdrawn_when_a_newer_version_is_skipped_or_held(
+    bench: Bench, before: tuple[DeliveryError, ...], held: bool
+) -> None:
+    if before:
+        bench.run(*before)
+    bench.feed(skipped(bench.uid, held=held), skipped(bench.uid, held=held))
+    told = [event for event in bench.events() if event["reason"]["code"] == "withdrawn"]
+    assert [(event["study_version"], event["person_must_act"]) for event in told] == [(1, False)]
+    assert bench.deliveries.replay(bench.clock.now(), bench.uid) == 0
+    bench.clock.advance(10**6)
+    bench.feed(generated(bench.uid), completed(bench.uid))  # again, or later than the decision
+    assert bench.run() == 0
+    assert bench.row()["state"] == "withdrawn"
+    bench.feed(completed(bench.uid, 2), generated(bench.uid, 2))  # a person has released it
+    assert bench.run(UP) == 1
+    assert (bench.row()["state"], bench.row()["delivered_version"]) == ("delivered", 2)
+
+
+def test_a_draft_that_comes_after_a_newer_version_was_skipped_is_left_aside(bench: Bench) -> None:
+    uid = new_uid()
+    bench.feed(skipped(uid, 3), skipped(uid, 2), completed(uid), generated(uid), generated(uid, 2))
+    assert [row["study_instance_uid"] for row in bench.deliveries.listed(None, 10)] == [bench.uid]
+    bench.feed(generated(uid, 4))
+    assert len(bench.deliveries.listed("pending", 10)) == 2
+
+
+def test_a_skip_of_the_same_or_an_older_version_changes_nothing(bench: Bench) -> None:
+    bench.feed(skipped(bench.uid, 1), generated(bench.uid, 2), completed(bench.uid, 2), skipped(bench.uid, 2))
+    assert bench.run(UP) == 1
+    assert bench.row()["delivered_version"] == 2
+
+
+def test_what_is_delivered_is_not_withdrawn(bench: Bench) -> None:
+    bench.run(UP)
+    bench.feed(skipped(bench.uid))
+    assert bench.row()["state"] == "delivered"
+    bench.deliveries.replay(bench.clock.now(), bench.uid)
+    bench.feed(skipped(bench.uid, 3))
+    assert bench.row()["state"] == "delivered"
+    assert len(bench.events()) == 1
+
+
+def test_a_draft_withdrawn_while_it_was_being_sent_is_recorded_as_delivered(bench: Bench) -> None:
+    bench.ehr.meanwhile = lambda: bench.feed(skipped(bench.uid))
+    bench.run(UP)
+    assert (bench.row()["state"], bench.row()["fhir_id"]) == ("delivered", "77")
+    assert bench.events()[-1]["result"] == "created"
+
+
+def test_what_ended_is_deleted_after_a_time_and_an_older_version_still_comes_too_late(bench: Bench) -> None:
+    bench.feed(completed(bench.uid, 2), generated(bench.uid, 2))
+    bench.run(UP)
+    waiting = new_uid()
+    bench.feed(completed(waiting), generated(waiting), completed(bench.uid, 3))
+    bench.run(Refused("patient_ambiguous", "Two."))
+    bench.clock.advance(100)
+    before, now = bench.clock.now(), bench.clock.now()
+    assert bench.deliveries.expire(NOW, 10, now) == 0
+    assert bench.deliveries.expire(before, 10, now) == 1
+    assert [row["study_instance_uid"] for row in bench.deliveries.listed(None, 10)] == [waiting]
+    with bench.database.read() as connection:
+        kept = connection.execute(sa.select(studies.c.study_instance_uid, studies.c.study_version)).all()
+    assert sorted(map(tuple, kept)) == sorted([(waiting, 1), (bench.uid, 3)])
+    bench.feed(generated(bench.uid, 1))
+    assert bench.run() == 0
+    bench.feed(generated(bench.uid, 3))
+    assert bench.run(UP) == 1
 
 
 @pytest.mark.parametrize("where", ["settle", "wake_outage"])

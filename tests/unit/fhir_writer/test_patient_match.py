@@ -49,6 +49,7 @@ def test_images_without_birth_date_and_sex_agree_with_anybody() -> None:
         ([hit(birthDate="1961")], "patient_mismatch"),
         ([hit(gender="male")], "patient_mismatch"),
         ([hit(active=False)], "patient_inactive"),
+        ([hit(link=[{"other": {"reference": "Patient/2"}, "type": "replaced-by"}])], "patient_inactive"),
         ([patient("M2", SYSTEM, id="1")], "patient_not_found"),  # a server that ignored the parameter
         ([patient("M1", "urn:oid:2.25.222", id="1")], "patient_not_found"),
     ],

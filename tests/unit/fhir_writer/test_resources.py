@@ -167,3 +167,21 @@ def test_the_order_is_named_by_accession_number() -> None:
         "system": "urn:oid:2.25.1",
     }
     assert "basedOn" not in one(built({"accession": " "}), "DiagnosticReport")
+
+
+@pytest.mark.parametrize("value", ["CHEST  2V", " CHEST 2V", "CHEST 2V \x00", "CHEST\t\n2V"])
+def test_a_procedure_code_is_written_with_the_spacing_that_fhir_allows(value: str) -> None:
+    procedure = {"value": value, "scheme": "99X", "meaning": " \x00"}
+    report = one(built({"procedure": procedure, "accession": "A\x1b7 "}), "DiagnosticReport")
+    assert report["code"]["coding"][1]["code"] == "CHEST 2V"
+    assert "display" not in report["code"]["coding"][1]
+    assert report["basedOn"][0]["identifier"]["value"] == "A7"
+
+
+def test_a_procedure_code_without_a_character_is_left_out() -> None:
+    report = one(built({"procedure": {"value": "  ", "scheme": "99X", "meaning": "Chest"}}), "DiagnosticReport")
+    assert len(report["code"]["coding"]) == 1
+
+
+def test_a_time_whose_zone_had_seconds_then_is_written_as_its_date() -> None:
+    assert fhir_datetime("1880-01-01T10:00:00", SITE.zone) == "1880-01-01"

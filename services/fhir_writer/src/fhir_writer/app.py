@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -37,10 +38,12 @@ GROUP = "fhir_writer"
 DESCRIPTION = "Delivers draft reports to the EHR as FHIR R4 DiagnosticReports, exactly one a study."
 DELIVERIES = Gauge(
     "echo_fhir_deliveries",
-    "Studies by the state of their delivery; those delivered are counted once an hour",
+    "Studies by the state of their delivery; those delivered or withdrawn are counted once an hour",
     ["state"],
 )
 _COUNT_ALL_S = 3600.0
+_EXPIRY_S = 3600.0
+_EXPIRE_BATCH = 200
 
 
 def retry_policy(settings: Settings) -> RetryPolicy:
@@ -88,13 +91,26 @@ def destination(settings: Settings, fhir: FhirHttp, capability: Capability) -> T
 
 
 class Housekeeping:
-    """Renews the leases of what is being delivered, and counts deliveries for the metrics."""
+    """Renews the leases of what is being delivered, counts for the metrics, and deletes what ended before `keep`."""
 
-    def __init__(self, deliveries: SqlDeliveries, clock: Clock, lease_s: float) -> None:
+    def __init__(self, deliveries: SqlDeliveries, clock: Clock, lease_s: float, keep: timedelta | None) -> None:
         self._deliveries = deliveries
         self._clock = clock
         self._pause_s = lease_s / 4
         self._next_full_count = 0.0
+        self._keep = keep
+        self._next_expiry = 0.0
+
+    def _expire(self) -> None:
+        """A small step each time, so that leases are renewed meanwhile; an hour's pause when nothing is left."""
+        if self._keep is None or self._clock.monotonic() < self._next_expiry:
+            return
+        now = self._clock.now()
+        gone = self._deliveries.expire(now - self._keep, _EXPIRE_BATCH, now)
+        if gone < _EXPIRE_BATCH:
+            self._next_expiry = self._clock.monotonic() + _EXPIRY_S
+        if gone:
+            log.info("old deliveries deleted", extra={"rows": gone})
 
     def _count(self) -> None:
         """Those that are delivered grow without end, so they are counted seldom."""
@@ -110,6 +126,7 @@ class Housekeeping:
             try:
                 self._deliveries.renew_leases(self._clock.now())
                 self._count()
+                self._expire()
             except Exception as error:
                 if not is_transient(error):
                     raise
@@ -149,10 +166,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         park_out_of_domain=settings.out_of_domain == "park",
     )
     intake = Intake(deliveries, clock, wakeup)
+    keep = timedelta(days=settings.retain_deliveries_days) if settings.retain_deliveries_days else None
     runner.add_loop("consume", EventConsumer(bus, GROUP, intake.handlers(), database, inbox, clock).run)
     runner.add_loop("relay", OutboxRelay(database, outbox, producer, clock).run)
     runner.add_loop("deliver", DeliveryLoop(deliveries, deliver, clock, wakeup, settings.delivery_threads).run)
-    runner.add_loop("leases", Housekeeping(deliveries, clock, settings.delivery_lease_s).run)
+    runner.add_loop("leases", Housekeeping(deliveries, clock, settings.delivery_lease_s, keep).run)
     runner.add_loop("capability", capability.run)
     # Whether the EHR answers is no part of being ready: without it events are still taken and nothing is lost.
     return runner.run({"database": database.ping, "bus": bus.ping}, delivery_routes(deliveries, clock, wakeup))

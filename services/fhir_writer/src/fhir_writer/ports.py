@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy.engine import Connection
 
@@ -17,10 +17,12 @@ from pipeline.events import Event
 class Destination(Protocol):
     """Where reports go. Called from several threads, never twice at once for one study."""
 
-    def deliver(self, study: StudyFacts, draft: Draft) -> Delivered:
+    def deliver(self, study: StudyFacts, draft: Draft, still_due: Callable[[], bool]) -> Delivered:
         """Make the EHR hold this draft as the study's one report; the same call again changes nothing.
 
-        Raises `Refused` (a person must act; `PatientNotFound` among them) or `Unavailable` (try again later).
+        `still_due` is asked between reading and each sending: what is sent then holds only for what was read before, so
+        that whoever was stalled overwrites nothing newer. Raises `Refused` (a person must act; `PatientNotFound` among
+        them), `Unavailable` (try again later), or `Overtaken` (nothing more was sent, as it is due no longer).
         """
         ...
 
@@ -65,6 +67,13 @@ class Change:
     delivered: Delivered | None = None
 
 
+class Withdrawn(NamedTuple):
+    """A draft that was taken back."""
+
+    study_version: int
+    job_id: str
+
+
 class Deliveries(Protocol):
     """The schedule: one row a study, in the service's database."""
 
@@ -73,7 +82,15 @@ class Deliveries(Protocol):
         ...
 
     def schedule(self, connection: Connection, event: Event, now: datetime) -> bool:
-        """Enter or renew the study's delivery from `imaging.report.generated`; false for an older version."""
+        """Enter or renew the study's delivery from `imaging.report.generated`; false for one older or withdrawn."""
+        ...
+
+    def withdraw(self, connection: Connection, uid: str, version: int, now: datetime) -> Withdrawn | None:
+        """Take back what is not delivered of versions before `version`, and leave aside what still comes of them."""
+        ...
+
+    def tell(self, connection: Connection, event: Event) -> None:
+        """Publish an event with the transaction."""
         ...
 
     def claim(self, now: datetime, limit: int) -> list[Job]:
@@ -85,6 +102,10 @@ class Deliveries(Protocol):
 
         When a newer draft came meanwhile, only what was delivered is recorded: the schedule is the newer one's.
         """
+        ...
+
+    def still_due(self, job: Job) -> bool:
+        """Whether this process still has the lease, and nothing has changed in the schedule since it was taken."""
         ...
 
     def let_go(self, job: Job) -> None:

@@ -61,6 +61,13 @@ class Settings(CommonSettings, DatabaseSettings, BusSettings):
     out_of_domain: Literal["deliver", "park"] = Field(
         "deliver", description="A report on an image outside the model's domain: delivered with a warning, or held."
     )
+    retain_deliveries_days: float = Field(
+        90.0,
+        ge=0,
+        le=36500,
+        description="What is kept of a report that is delivered or withdrawn (its text, the patient's identifiers) is "
+        "deleted after this long; what waits stays. 0: never.",
+    )
     delivery_threads: int = Field(4, ge=1, le=64, description="Reports delivered at the same time.")
     delivery_lease_s: float = Field(
         15.0, ge=3, le=600, description="After a process died, its deliveries are taken over when this long has passed."

@@ -96,7 +96,10 @@ class FhirHttp:
 
     def search(self, resource_type: str, params: Mapping[str, str]) -> list[Json]:
         """Resources of the type on the first page of a search."""
-        answer = self._request("search", "GET", f"/{resource_type}", params=params, headers=_FRESH)
+        try:
+            answer = self._request("search", "GET", f"/{resource_type}", params=params, headers=_FRESH)
+        except Conflict:  # of whatever it may be: nothing was to be changed
+            raise Unavailable("ehr_error", "The FHIR server answered a search with a conflict.") from None
         entries = answer.body.get("entry") or ()
         return [
             entry["resource"]

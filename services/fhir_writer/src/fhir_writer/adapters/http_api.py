@@ -11,11 +11,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from fhir_writer.adapters.schedule import SqlDeliveries
+from fhir_writer.adapters.schedule import STATES, SqlDeliveries
 from pipeline.clock import Clock, iso
 from pipeline.http import from_another_site
 
-_STATES = ("pending", "delivered", "parked")
 _MOST = 500
 _FOREIGN = "requests from pages of other sites are refused"
 
@@ -62,8 +61,8 @@ def delivery_routes(deliveries: SqlDeliveries, clock: Clock, wakeup: threading.E
 
     async def listed(request: Request) -> Response:
         state = request.query_params.get("state")
-        if state is not None and state not in _STATES:
-            return _problem(400, f"state must be one of {', '.join(_STATES)}")
+        if state is not None and state not in STATES:
+            return _problem(400, f"state must be one of {', '.join(STATES)}")
         limit = request.query_params.get("limit", "100")
         if not limit.isdigit() or not 1 <= int(limit) <= _MOST:
             return _problem(400, f"limit must be a number from 1 to {_MOST}")
@@ -75,7 +74,11 @@ def delivery_routes(deliveries: SqlDeliveries, clock: Clock, wakeup: threading.E
             return _problem(403, _FOREIGN)
         count = await run_in_threadpool(deliveries.replay, clock.now(), request.path_params["uid"])
         wakeup.set()
-        return JSONResponse({"replayed": count}, status_code=202) if count else _problem(404, "no such delivery")
+        return (
+            JSONResponse({"replayed": count}, status_code=202)
+            if count
+            else _problem(404, "no such delivery, or its draft was withdrawn")
+        )
 
     async def replay_reason(request: Request) -> Response:
         if from_another_site(request.headers):

@@ -11,18 +11,24 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from fhir_writer.adapters.tables import deliveries as d
-from fhir_writer.adapters.tables import studies
-from fhir_writer.ports import Change, Job
+from fhir_writer.adapters.tables import skips, studies
+from fhir_writer.ports import Change, Job, Withdrawn
 from pipeline.database import Database
 from pipeline.events import Event
 from pipeline.outbox import Outbox
 
-STATES = ("pending", "delivered", "parked")
+STATES = ("pending", "delivered", "parked", "withdrawn")
 
 
 def _utc(value: datetime | None) -> datetime | None:
     """SQLite gives times back without a zone; all are UTC."""
     return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+
+
+def _one_at_a_time(connection: Connection, uid: str) -> None:
+    """Events of one study on two topics may be handled at once where there is no row yet that could be locked."""
+    if connection.dialect.name != "sqlite":  # which has one writer at a time anyway
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(uid, 0))))
 
 
 class SqlDeliveries:
@@ -76,6 +82,10 @@ class SqlDeliveries:
             "patient_wait_since": None,
             "updated_at": now,
         }
+        _one_at_a_time(connection, uid)
+        skipped = connection.scalar(sa.select(skips.c.study_version).where(skips.c.study_instance_uid == uid))
+        if skipped is not None and version < skipped:
+            return False
         current = connection.execute(
             sa.select(d.c.study_version).where(d.c.study_instance_uid == uid).with_for_update()
         ).first()
@@ -87,13 +97,59 @@ class SqlDeliveries:
         connection.execute(d.update().where(d.c.study_instance_uid == uid).values(revision=d.c.revision + 1, **values))
         return True
 
+    def withdraw(self, connection: Connection, uid: str, version: int, now: datetime) -> Withdrawn | None:
+        """Remember the version, and take its predecessors' draft back with its text."""
+        if version == 1:
+            return None
+        _one_at_a_time(connection, uid)
+        self._leave_aside_before(connection, uid, version, now)
+        row = connection.execute(
+            sa.select(d.c.study_version, d.c.job_id, d.c.delivered_version)
+            .where(d.c.study_instance_uid == uid, d.c.study_version < version, d.c.state.in_(("pending", "parked")))
+            .with_for_update()
+        ).first()
+        if row is None:
+            return None
+        # A draft that is there already and was only to be tried again stays what it is.
+        there = row.delivered_version == row.study_version
+        changed: dict[str, Any] = {"state": "delivered"} if there else {"state": "withdrawn", "report": {}}
+        connection.execute(
+            d.update()
+            .where(d.c.study_instance_uid == uid)
+            .values(
+                **changed,
+                next_attempt_at=None,
+                reason_code=None,
+                reason_text=None,
+                http_status=None,
+                operation_outcome=None,
+                revision=d.c.revision + 1,
+                updated_at=now,
+            )
+        )
+        return None if there else Withdrawn(row.study_version, row.job_id)
+
+    @staticmethod
+    def _leave_aside_before(connection: Connection, uid: str, version: int, now: datetime) -> None:
+        known = connection.scalar(sa.select(skips.c.study_version).where(skips.c.study_instance_uid == uid))
+        if known is None:
+            connection.execute(skips.insert().values(study_instance_uid=uid, study_version=version, decided_at=now))
+        elif known < version:
+            connection.execute(
+                skips.update().where(skips.c.study_instance_uid == uid).values(study_version=version, decided_at=now)
+            )
+
+    def tell(self, connection: Connection, event: Event) -> None:
+        """By the outbox."""
+        self._outbox.add(connection, event)
+
     def claim(self, now: datetime, limit: int) -> list[Job]:
         """Take due rows; on PostgreSQL those that another process is taking are skipped."""
         due = (
             sa.select(d.c.study_instance_uid)
             .where(
                 d.c.next_attempt_at <= now,
-                d.c.state != "delivered",
+                d.c.state.not_in(("delivered", "withdrawn")),
                 sa.or_(d.c.leased_until.is_(None), d.c.leased_until < now),
             )
             .order_by(d.c.next_attempt_at)
@@ -174,9 +230,24 @@ class SqlDeliveries:
             if not current:
                 # A newer draft came (its schedule stays), or the lease was lost (its new holder writes instead).
                 held = connection.execute(d.update().where(mine).values(**done)).rowcount
+                if held and change.delivered is not None:  # withdrawn too late: it is there
+                    late = (d.c.state == "withdrawn") & (d.c.study_version == job.study_version)
+                    connection.execute(
+                        d.update()
+                        .where(d.c.study_instance_uid == job.study_instance_uid, late)
+                        .values(state="delivered", report=dict(job.report))
+                    )
                 event = event if held and change.delivered is not None else None
             if event is not None:
                 self._outbox.add(connection, event)
+
+    def still_due(self, job: Job) -> bool:
+        """Of the lease only whether another has taken it counts, not the clocks."""
+        mine = (d.c.study_instance_uid == job.study_instance_uid) & (d.c.lease_id == job.lease_id)
+        with self._database.read() as connection:
+            return (
+                connection.execute(sa.select(d.c.state).where(mine, d.c.revision == job.revision)).first() is not None
+            )
 
     def let_go(self, job: Job) -> None:
         """Renew its lease no more."""
@@ -213,7 +284,7 @@ class SqlDeliveries:
         with self._database.write() as connection:
             return connection.execute(
                 d.update()
-                .where(chosen)
+                .where(chosen, d.c.state != "withdrawn")
                 .values(
                     state="pending",
                     next_attempt_at=now,
@@ -224,6 +295,27 @@ class SqlDeliveries:
                     updated_at=now,
                 )
             ).rowcount
+
+    def expire(self, before: datetime, limit: int, now: datetime) -> int:
+        """Delete up to `limit` deliveries that ended before then, with what was kept of their studies; how many.
+
+        That an older version comes too late is remembered.
+        """
+        gone = 0
+        with self._database.write() as connection:
+            for state in ("delivered", "withdrawn"):
+                ended = (d.c.state == state) & (d.c.updated_at < before)
+                old = sa.select(d.c.study_instance_uid, d.c.study_version).where(ended).order_by(d.c.updated_at)
+                for uid, version in connection.execute(old.limit(limit - gone)).all():
+                    _one_at_a_time(connection, uid)
+                    if connection.execute(d.delete().where(d.c.study_instance_uid == uid, ended)).rowcount == 0:
+                        continue  # a newer draft came at this moment
+                    gone += 1
+                    kept = (studies.c.study_instance_uid == uid) & (studies.c.study_version <= version)
+                    connection.execute(studies.delete().where(kept))
+                    if version > 1:
+                        self._leave_aside_before(connection, uid, version, now)
+        return gone
 
     def listed(self, state: str | None, limit: int) -> list[dict[str, Any]]:
         """Deliveries for people, the latest changed first; without the report's text."""

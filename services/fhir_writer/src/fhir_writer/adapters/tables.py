@@ -44,7 +44,7 @@ deliveries = sa.Table(
     sa.Column("fhir_version", sa.Text),
     sa.Column("delivered_version", sa.Integer),
     sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
-    sa.CheckConstraint("state IN ('pending', 'delivered', 'parked')", name="deliveries_state"),
+    sa.CheckConstraint("state IN ('pending', 'delivered', 'parked', 'withdrawn')", name="deliveries_state"),
     sa.Index("deliveries_due", "next_attempt_at"),
     sa.Index("deliveries_by_state", "state", "updated_at"),
     # What is being delivered at the moment: few rows.
@@ -54,6 +54,15 @@ deliveries = sa.Table(
         sqlite_where=sa.text("lease_id IS NOT NULL"),
         postgresql_where=sa.text("lease_id IS NOT NULL"),
     ),
+)
+
+# Drafts of versions before this one are left aside: it is skipped or held, or its delivery was deleted by age.
+skips = sa.Table(
+    "skips",
+    metadata,
+    sa.Column("study_instance_uid", sa.Text, primary_key=True),
+    sa.Column("study_version", sa.Integer, nullable=False),
+    sa.Column("decided_at", sa.DateTime(timezone=True), nullable=False),
 )
 
 outbox = Outbox(metadata)

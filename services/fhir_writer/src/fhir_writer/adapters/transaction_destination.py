@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from fhir_writer.adapters.capability import Capability
 from fhir_writer.adapters.fhir_http import Conflict, FhirHttp
 from fhir_writer.domain import codes, patient, resources, rules
 from fhir_writer.domain.codes import Json
-from fhir_writer.domain.outcome import Delivered, Refused, Unavailable
+from fhir_writer.domain.outcome import Delivered, Overtaken, Refused, Unavailable
 from fhir_writer.domain.resources import Site
 from fhir_writer.domain.study import Draft, StudyFacts
 from fhir_writer.domain.transaction import Existing, Plan, known_observation_identifiers, plan
@@ -42,7 +42,7 @@ class TransactionDestination:
         self._default_patient_system = default_patient_system
         self._link_orders = link_orders
 
-    def deliver(self, study: StudyFacts, draft: Draft) -> Delivered:
+    def deliver(self, study: StudyFacts, draft: Draft, still_due: Callable[[], bool]) -> Delivered:
         """See `ports.Destination`."""
         self._capability.refuse_if_unsuitable()
         patient_reference = f"Patient/{self._patient(study)}"
@@ -53,6 +53,8 @@ class TransactionDestination:
             if planned.bundle is None:
                 assert existing.report is not None
                 return Delivered(existing.report["id"], existing.report["meta"]["versionId"], "unchanged")
+            if not still_due():
+                raise Overtaken
             delivered = self._send(study, planned, creating=existing.report is None)
             if delivered is not None:
                 return delivered
@@ -99,7 +101,16 @@ class TransactionDestination:
             by_value[value] = resource
         if report is None and by_value:  # written by another delivery between the two searches
             report = self._report(study)
-        return Existing(report, by_value)
+        return Existing(report, by_value, self._device(draft))
+
+    def _device(self, draft: Draft) -> str | None:
+        """All studies share it: where a race made it twice, a conditional create would fail for every report."""
+        try:
+            found = self._by_identifier("Device", codes.DEVICE_SYSTEM, [resources.device_identifier(draft)])
+        except Refused as error:  # without rights to search there is still the conditional create
+            log.info("devices cannot be searched", extra={"code": error.code, "http_status": error.http_status})
+            return None
+        return min((device["id"] for _, device in found), default=None)
 
     def _report(self, study: StudyFacts) -> Json | None:
         wanted = resources.report_identifier(study.study_instance_uid)

@@ -23,6 +23,7 @@ REPORT_SYSTEM = f"{OUR_BASE}/report"
 OBSERVATION_SYSTEM = f"{OUR_BASE}/observation"
 DEVICE_SYSTEM = f"{OUR_BASE}/model"
 PROVENANCE_TAG = f"{OUR_BASE}/provenance"
+CONTENT_TAG = f"{OUR_BASE}/content"
 LOCAL_FINDING = f"{OUR_BASE}/CodeSystem/finding"
 DEFAULT_PATIENT_SYSTEM = f"{OUR_BASE}/mrn"
 

@@ -38,6 +38,10 @@ class PatientNotFound(Refused):
     """No Patient with the identifier yet; registration may be on its way."""
 
 
+class Overtaken(Exception):
+    """The attempt is no longer wanted: another process has taken the delivery over, or the schedule has changed."""
+
+
 class Unavailable(DeliveryError):
     """The EHR does not take it now: tried again for ever. `retry_after_s` is what the server asked for."""
 

@@ -39,7 +39,7 @@ def match(patient: PatientFacts, system: str, hits: Sequence[Mapping[str, Any]])
     """
     wanted = required_patient_id(patient)
     found = [hit for hit in hits if _carries(hit, system, wanted)]
-    active = [hit for hit in found if hit.get("active") is not False]
+    active = [hit for hit in found if hit.get("active") is not False and not _replaced(hit)]
     if not active:
         if found:
             raise Refused("patient_inactive", "The Patient with this identifier is marked inactive, perhaps merged.")
@@ -57,6 +57,11 @@ def _carries(hit: Mapping[str, Any], system: str, value: str) -> bool:
         identifier.get("system") == system and identifier.get("value") == value
         for identifier in hit.get("identifier", ())
     )
+
+
+def _replaced(hit: Mapping[str, Any]) -> bool:
+    """Merged into another: not to be used any more (hl7.org/fhir/R4/valueset-link-type.html)."""
+    return any(link.get("type") == "replaced-by" for link in hit.get("link", ()))
 
 
 def _disagreement(patient: PatientFacts, hit: Mapping[str, Any]) -> str | None:

@@ -87,6 +87,40 @@ def provenance_tag(study_instance_uid: str, report: Json) -> str:
     return derived_uuid("provenance", study_instance_uid, json.dumps(content, sort_keys=True))
 
 
+def content_tag(resource: Json) -> str:
+    """Tag code of what a DiagnosticReport or an Observation says; another one means that somebody has changed it.
+
+    Only what no server rewrites by itself: the texts without their spacing, the first coding of each concept, and the
+    SHA-1 of each document, computed where the server gives the data.
+    """
+
+    def words(text: str) -> str:
+        return " ".join(text.split())
+
+    def first(concept: Json) -> str:
+        return "".join(str(coding.get("code", "")) for coding in concept.get("coding", ())[:1])
+
+    def digest(form: Json) -> str:
+        if "data" not in form:  # a server may keep the data elsewhere and give a url
+            return str(form.get("hash", ""))
+        return base64.b64encode(hashlib.sha1(base64.b64decode(form["data"]), usedforsecurity=False).digest()).decode()
+
+    return derived_uuid(
+        "content",
+        words(resource.get("conclusion", "")),
+        *(first(concept) for concept in resource.get("conclusionCode", ())),
+        *(f"{form.get('contentType')} {digest(form)}" for form in resource.get("presentedForm", ())),
+        first(resource.get("valueCodeableConcept", {})),
+        *(first(component.get("valueCodeableConcept", {})) for component in resource.get("component", ())),
+        *(words(note.get("text", "")) for note in resource.get("note", ())),
+    )
+
+
+def _tagged(resource: Json) -> Json:
+    resource["meta"]["tag"].append({"system": codes.CONTENT_TAG, "code": content_tag(resource)})
+    return resource
+
+
 def _checked(resource: Json) -> Json:
     """The resource as the fhir.resources model writes it; raises pydantic's `ValidationError`."""
     model = _MODELS[resource["resourceType"]].model_validate(resource)
@@ -199,7 +233,7 @@ def observation(study: StudyFacts, draft: Draft, site: Site, item: FindingDraft,
         resource["bodySite"] = concept(coded.site, text=where)
     if side:
         resource["component"] = [{"code": concept(codes.LATERALITY), "valueCodeableConcept": concept(side)}]
-    return _checked(resource)
+    return _tagged(_checked(resource))
 
 
 def diagnostic_report(study: StudyFacts, draft: Draft, site: Site, refs: References) -> Json:
@@ -244,7 +278,7 @@ def diagnostic_report(study: StudyFacts, draft: Draft, site: Site, refs: Referen
     present = [codes.finding(item.name) for item in draft.structured if item.state == "present"]
     if present:
         resource["conclusionCode"] = [concept(coded.code, text=coded.text) for coded in present]
-    return _checked(resource)
+    return _tagged(_checked(resource))
 
 
 def provenance(study: StudyFacts, draft: Draft, refs: References, tag: str) -> Json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, tzinfo
+from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
 Json = dict[str, Any]
@@ -56,6 +56,7 @@ def study_facts(kept: Mapping[str, Any]) -> StudyFacts:
     """Read back what `kept_study_data` kept."""
     patient, order, instances = kept["patient"], kept["order"], kept["instances"]
     procedure = order["procedure_code"]
+    code = _line(procedure["value"]) if procedure else ""
     words = [
         kept["study_description"],
         *(i["series_description"] for i in instances),
@@ -70,8 +71,8 @@ def study_facts(kept: Mapping[str, Any]) -> StudyFacts:
             birth_date=patient["patient_birth_date"],
             sex=patient["patient_sex"],
         ),
-        accession_number=(order["accession_number"] or "").strip() or None,
-        procedure=(procedure["value"], procedure["scheme"], procedure["meaning"]) if procedure else None,
+        accession_number=clean(order["accession_number"] or "") or None,
+        procedure=(code, procedure["scheme"], _line(procedure["meaning"]) or None) if code else None,
         started_at=kept["study_started_at"] or (acquired[0] if acquired else None),
         description=" ".join(word for word in words if word),
         views=tuple(i["view_position"] for i in instances),
@@ -120,6 +121,11 @@ def clean(text: str) -> str:
             and ord(c) not in (0xFFFE, 0xFFFF)
         )
     ).strip()
+
+
+def _line(text: str | None) -> str:
+    """Words with one space between them, as a FHIR code must be."""
+    return " ".join(clean(text or "").split())
 
 
 def draft_report(data: Mapping[str, Any], written_at: datetime) -> Draft:
@@ -180,4 +186,6 @@ def fhir_datetime(text: str | None, zone: tzinfo) -> str | None:
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=zone)
+    if (moment.utcoffset() or timedelta()).seconds % 60:  # local mean time of long ago, often a placeholder's date
+        return moment.date().isoformat()
     return moment.isoformat(timespec="seconds")

@@ -26,6 +26,8 @@ class Existing:
     report: Json | None = None
     observations: dict[str, Json] = field(default_factory=dict)
     """By the value of our identifier."""
+    device: str | None = None
+    """Id of the model's Device."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def plan(
     refs = References(
         report=f"DiagnosticReport/{existing.report['id']}" if existing.report else _urn("report", uid),
         patient=patient,
-        device=_urn("model", draft.model_id, draft.model_version),
+        device=f"Device/{existing.device}" if existing.device else _urn("model", draft.model_id, draft.model_version),
         order=order,
         observations={
             item.name: f"Observation/{found['id']}"
@@ -77,16 +79,16 @@ def plan(
     }
     if existing.report is not None and not stale and _same_content(report, wanted, existing):
         return Plan(None, -1)
-    entries = [_create(refs.device, resources.device(draft))]
+    entries = [] if existing.device else [_create(refs.device, resources.device(draft))]
     for value, built in wanted.items():
         found = existing.observations.get(value)
         if found is None:
             entries.append(_create(_urn_of(built, study, refs), built))
         else:
-            _refuse_if_final(found)
+            _refuse_if_changed(found)
             entries.append(_update(base_url, found, built | {"id": found["id"]}))
     for found in stale.values():
-        _refuse_if_final(found)
+        _refuse_if_changed(found)
         # Left as it is, it would go on saying something that the report no longer says.
         entries.append(_update(base_url, found, _without_server_meta(found) | {"status": "entered-in-error"}))
     report_entry = len(entries)
@@ -166,14 +168,27 @@ _REPORT_ELEMENTS = frozenset(
 
 
 def _merged(current: Json, built: Json) -> Json:
-    """Our elements from `built`; what the EHR added beside them (encounter, further identifiers, order) stays."""
-    merged = {k: v for k, v in _without_server_meta(current).items() if k not in _REPORT_ELEMENTS} | built
+    """Our elements from `built`; what the EHR added beside them (encounter, further identifiers, order) stays.
+
+    Not with another patient, and the order not with another accession number: they were corrected in the PACS.
+    """
+    not_kept = _REPORT_ELEMENTS if _is_about(current, built) else _REPORT_ELEMENTS | {"encounter", "basedOn"}
+    merged = {k: v for k, v in _without_server_meta(current).items() if k not in not_kept} | built
     merged["id"] = current["id"]
     others = [i for i in current.get("identifier", ()) if i.get("system") != codes.REPORT_SYSTEM]
     merged["identifier"] = [*built["identifier"], *others]
-    if any(order.get("reference") for order in current.get("basedOn", ())):
+    numbers = {order.get("identifier", {}).get("value") for order in current.get("basedOn", ())} - {None}
+    same_order = numbers <= {order["identifier"]["value"] for order in built.get("basedOn", ())}
+    if "basedOn" not in not_kept and same_order and any(order.get("reference") for order in current.get("basedOn", ())):
         merged["basedOn"] = current["basedOn"]
     return merged
+
+
+def _is_about(current: Json, built: Json) -> bool:
+    """Whether both have the same patient; a server may make the reference absolute."""
+    wanted = built["subject"]["reference"]
+    reference = str(current.get("subject", {}).get("reference", ""))
+    return reference == wanted or reference.endswith(f"/{wanted}")
 
 
 # --- what a person has touched ---------------------------------------------------------------------------------------
@@ -184,23 +199,32 @@ _CHANGED = "The report at the FHIR server was changed or verified by someone; a 
 def refuse_if_touched(report: Json, site: Site) -> None:
     """Raise `Refused("changed_by_human")` unless the report is still an untouched draft of ours.
 
-    A status beyond a draft's, an interpreter, a missing AI label, or a text and conclusion that no longer fit each
-    other and their hash: someone has worked on it.
+    A status beyond a draft's, an interpreter, a missing AI label, a content that is not what its tag says, or a text
+    and conclusion that no longer fit each other and their hash: someone has worked on it.
     """
     labels = {label.get("code") for label in report.get("meta", {}).get("tag", ())}
     untouched = (
         report.get("status") in {"preliminary", "partial", site.report_status}
         and not report.get("resultsInterpreter")
         and codes.AI_DRAFT.code in labels
+        and _content_is_ours(report)
         and _text_is_ours(report)
     )
     if not untouched:
         raise Refused("changed_by_human", _CHANGED)
 
 
-def _refuse_if_final(observation: Json) -> None:
-    if observation.get("status") not in ("preliminary", "entered-in-error"):
+def _refuse_if_changed(observation: Json) -> None:
+    if observation.get("status") not in ("preliminary", "entered-in-error") or not _content_is_ours(observation):
         raise Refused("changed_by_human", _CHANGED)
+
+
+def _content_is_ours(resource: Json) -> bool:
+    """Servers keep the tags of earlier versions beside the newest; what was written before there were any has none."""
+    tags = [
+        tag.get("code") for tag in resource.get("meta", {}).get("tag", ()) if tag.get("system") == codes.CONTENT_TAG
+    ]
+    return not tags or resources.content_tag(resource) in tags
 
 
 def _text_is_ours(report: Json) -> bool:
@@ -243,10 +267,9 @@ def _same_content(report: Json, wanted: dict[str, Json], existing: Existing) -> 
     assert existing.report is not None
     current = existing.report
     same_elements = {k for k in current if k in _REPORT_ELEMENTS} == {k for k in report if k in _REPORT_ELEMENTS}
-    subject = str(current.get("subject", {}).get("reference", "")).endswith(report["subject"]["reference"])
     return (
         same_elements
-        and subject
+        and _is_about(current, report)
         and len(current.get("result", ())) == len(report.get("result", ()))
         and len(current.get("conclusionCode", ())) == len(report.get("conclusionCode", ()))
         and _covers(current, report)

@@ -10,9 +10,10 @@ from datetime import timedelta
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from fhir_writer.domain.outcome import Delivered, DeliveryError, PatientNotFound, Refused, Unavailable
+from fhir_writer.domain.outcome import Delivered, DeliveryError, Overtaken, PatientNotFound, Refused, Unavailable
 from fhir_writer.domain.schedule import CircuitBreaker, RetryPolicy
 from fhir_writer.domain.study import draft_report, study_facts
+from fhir_writer.handlers.intake import SOURCE
 from fhir_writer.ports import Change, Deliveries, Destination, Job
 from pipeline.clock import Clock, iso
 from pipeline.database import is_transient
@@ -22,7 +23,6 @@ from pipeline.tracing import trace
 
 log = logging.getLogger(__name__)
 
-SOURCE = "/fhir_writer"
 ATTEMPTS = Counter("echo_fhir_attempts_total", "Attempts to deliver, by how they ended", ["outcome"])
 LATENCY = Histogram(
     "echo_fhir_delivery_seconds",
@@ -33,6 +33,7 @@ EHR_UP = Gauge("echo_fhir_ehr_up", "1 when the last attempt reached the EHR, 0 w
 BREAKER_OPEN = Gauge("echo_fhir_breaker_open", "1 while attempts are held back because the EHR does not answer")
 
 WAITING_FOR_STUDY = "waiting_for_study"
+CONFLICT = "ehr_conflict"
 
 
 class DeliverReport:
@@ -73,6 +74,9 @@ class DeliverReport:
                 change, event = self._try(job)
             except DeliveryError as error:
                 change, event = self._after(job, error)
+            except Overtaken:
+                # Written only to give the lease back, if it is still ours: the schedule is no longer this attempt's.
+                change, event = Change("pending", self._clock.now(), job.attempts, "overtaken"), None
             except Exception as error:
                 if is_transient(error):
                     raise
@@ -138,9 +142,13 @@ class DeliverReport:
         assert job.study is not None
         reached = True
         try:
-            return self._destination.deliver(study_facts(job.study), draft_report(job.report, job.written_at))
-        except Unavailable:
-            reached = False
+            return self._destination.deliver(
+                study_facts(job.study),
+                draft_report(job.report, job.written_at),
+                lambda: self._deliveries.still_due(job),
+            )
+        except Unavailable as error:
+            reached = error.code == CONFLICT  # a matter of one report: the EHR did answer
             raise
         finally:
             with self._lock:

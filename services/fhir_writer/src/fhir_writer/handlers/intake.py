@@ -1,4 +1,4 @@
-"""The two events that a delivery is made of. They may come in any order, and more than once."""
+"""The two events that a delivery is made of, and the one that takes it back; in any order, and more than once."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from sqlalchemy.engine import Connection
 from fhir_writer.domain.study import kept_study_data
 from fhir_writer.ports import Deliveries
 from pipeline.clock import Clock
-from pipeline.events import REPORT_GENERATED, STUDY_COMPLETED, Event
+from pipeline.events import REPORT_GENERATED, REPORT_REJECTED, STUDY_COMPLETED, STUDY_SKIPPED, Event, study_event
 from pipeline.telemetry import study_ref
 
 log = logging.getLogger(__name__)
+
+SOURCE = "/fhir_writer"
 
 
 class Intake:
@@ -27,7 +29,11 @@ class Intake:
 
     def handlers(self) -> dict[str, Callable[[Connection, Event], None]]:
         """Event type -> handler."""
-        return {STUDY_COMPLETED: self.study_completed, REPORT_GENERATED: self.report_generated}
+        return {
+            STUDY_COMPLETED: self.study_completed,
+            REPORT_GENERATED: self.report_generated,
+            STUDY_SKIPPED: self.study_skipped,
+        }
 
     def study_completed(self, connection: Connection, event: Event) -> None:
         """Keep the identifiers that the patient and the order are matched by."""
@@ -40,7 +46,7 @@ class Intake:
         """Schedule the delivery; nothing is sent inside the consumer's transaction."""
         taken = self._deliveries.schedule(connection, event, self._clock.now())
         log.info(
-            "delivery scheduled" if taken else "draft of an older version left aside",
+            "delivery scheduled" if taken else "draft of an older or withdrawn version left aside",
             extra={
                 "study": study_ref(event.subject),
                 "version": event.data["study_version"],
@@ -48,3 +54,27 @@ class Intake:
             },
         )
         self._wakeup.set()
+
+    def study_skipped(self, connection: Connection, event: Event) -> None:
+        """Withdraw an older version's draft that is not delivered; what is in the EHR stays, for a person verifies it.
+
+        The newer version's images are why there is to be no report, or none before a person has decided.
+        """
+        uid, version, now = event.subject, event.data["study_version"], self._clock.now()
+        withdrawn = self._deliveries.withdraw(connection, uid, version, now)
+        if withdrawn is None:
+            return
+        log.info(
+            "draft withdrawn",
+            extra={"study": study_ref(uid), "version": withdrawn.study_version, "job_id": withdrawn.job_id},
+        )
+        why = "is held for a person" if event.data.get("person_must_act") else "gets no report"
+        told = {
+            "job_id": withdrawn.job_id,
+            "reason": {"code": "withdrawn", "text": f"Version {version} of the study {why}: this draft was withdrawn."},
+            "http_status": None,
+            "operation_outcome": None,
+            "person_must_act": False,
+            "next_attempt_at": None,
+        }
+        self._deliveries.tell(connection, study_event(REPORT_REJECTED, SOURCE, uid, withdrawn.study_version, now, told))
