@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
@@ -27,6 +28,7 @@ Loop = Callable[[threading.Event], None]
 """Runs until the event is set."""
 
 _DRAIN_S = 60.0
+_T = TypeVar("_T")
 
 
 class ServiceRunner:
@@ -48,7 +50,7 @@ class ServiceRunner:
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, lambda *_: self.stop.set())
 
-    def prepare(self, setting: str, step: Callable[[], object]) -> None:
+    def prepare(self, setting: str, step: Callable[[], _T]) -> _T:
         """Do a step of the start that needs a server; `setting` has its address. What is transient is waited for.
 
         Meanwhile `/healthz` answers and `/readyz` says no. SIGTERM or SIGINT ends the process with status 0, an address
@@ -58,8 +60,7 @@ class ServiceRunner:
         with contextlib.ExitStack() as waiting:
             while not self.stop.is_set():
                 try:
-                    step()
-                    return
+                    return step()
                 except Exception as error:
                     reason, wrong = why_unreachable(error) or reason_of(error), is_wrong_address(error)
                     if not wrong and not is_transient(error):

@@ -105,7 +105,7 @@ def serve(settings: Settings, under_way: KeyLocks, watermark: Watermark, forks: 
         log.info("half received objects of an earlier process removed", extra={"files": leftovers})
     bus = make_bus(settings)
     runner.on_stop(bus.close)
-    runner.prepare("ECHO_BUS_URL", partial(make_topics, bus))
+    has_topics = runner.prepare("ECHO_BUS_URL", partial(make_topics, bus))
     producer = bus.producer()
     runner.on_stop(producer.close)
 
@@ -170,7 +170,7 @@ def serve(settings: Settings, under_way: KeyLocks, watermark: Watermark, forks: 
     relay = OutboxRelay(database, outbox, producer, clock)
 
     def announce(stop: threading.Event) -> None:
-        while not make_topics(bus) and not stop.is_set():
+        while not (has_topics or make_topics(bus)) and not stop.is_set():
             clock.wait(stop, 2.0)
         relay.run(stop)
 

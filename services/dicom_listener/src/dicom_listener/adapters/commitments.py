@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import ssl
 import threading
@@ -15,10 +14,11 @@ from typing import Any
 
 import sqlalchemy as sa
 from pydicom.dataset import Dataset
-from pynetdicom import AE, build_role, evt
+from pynetdicom import AE, build_role
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance  # type: ignore[attr-defined]  # made at import
 
 from dicom_listener.adapters.tables import commitments, instances
+from dicom_listener.adapters.transport import closed_connections
 from dicom_listener.domain.commitment import Reference, Verdict
 from dicom_listener.handlers.commit import LONGEST_PAUSE_S, Commitment
 from dicom_listener.ports import Peer
@@ -197,16 +197,14 @@ class DimseReporter:
         ae = AE(ae_title=commitment.peer.called_ae_title)
         ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = self._timeout
         ae.add_requested_context(StorageCommitmentPushModel)
-        with contextlib.ExitStack() as sockets:  # the library leaves one open when the peer is the first to go
+        with closed_connections() as handlers:
             assoc = ae.associate(
                 address.host,
                 address.port,
                 ae_title=commitment.peer.calling_ae_title,
                 ext_neg=[build_role(StorageCommitmentPushModel, scp_role=True)],
                 tls_args=(self._tls, address.host) if address.tls and self._tls is not None else None,
-                evt_handlers=[
-                    (evt.EVT_CONN_OPEN, lambda event: sockets.callback(event.assoc.dul.socket.socket.close)),
-                ],
+                evt_handlers=handlers,
             )
             if not assoc.is_established:
                 return False

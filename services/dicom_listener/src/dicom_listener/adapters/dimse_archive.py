@@ -12,13 +12,14 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
-from pynetdicom import AE, evt
+from pynetdicom import AE
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made when the module is loaded
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelMove,
 )
 
 from dicom_listener.adapters.commitments import PeerAddress
+from dicom_listener.adapters.transport import closed_connections
 from dicom_listener.domain.fetch import ArchivedSeries, ArchivedStudy, FetchFailed, Problem
 from dicom_listener.domain.uids import is_uid
 from dicom_listener.handlers.fetch import Wish
@@ -143,8 +144,8 @@ class DimseArchive:
 
     @contextlib.contextmanager
     def _association(self, model: str) -> Iterator[Any]:
-        with contextlib.ExitStack() as sockets:  # the library leaves one open when the archive is the first to go
-            assoc = self._associate(model, sockets)
+        with closed_connections() as handlers:
+            assoc = self._associate(model, handlers)
             with self._lock:
                 self._running.add(assoc)
                 interrupted = self._interrupted
@@ -164,7 +165,7 @@ class DimseArchive:
                 if assoc.is_established:
                     assoc.abort()  # answers may still be under way
 
-    def _associate(self, model: str, sockets: contextlib.ExitStack) -> Any:
+    def _associate(self, model: str, handlers: list[Any]) -> Any:
         options = self._options
         ae = AE(ae_title=options.ae_title)
         ae.connection_timeout = ae.acse_timeout = options.connect_seconds
@@ -177,9 +178,7 @@ class DimseArchive:
                 options.address.port,
                 ae_title=options.archive_ae_title,
                 tls_args=(options.tls, host) if options.address.tls and options.tls is not None else None,
-                evt_handlers=[
-                    (evt.EVT_CONN_OPEN, lambda event: sockets.callback(event.assoc.dul.socket.socket.close)),
-                ],
+                evt_handlers=handlers,
             )
         except (RuntimeError, OSError) as error:
             raise FetchFailed(Problem.UNREACHABLE, type(error).__name__) from error

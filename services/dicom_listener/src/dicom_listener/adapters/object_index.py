@@ -25,7 +25,7 @@ class SqlObjectIndex:
         of_objects = sa.select(t.object_key).where(t.object_key.in_(keys), t.deleted_at.is_(None))
         of_refusals = sa.select(r.quarantine_key).where(r.quarantine_key.in_(keys))
         with self._database.read() as connection:
-            return {*connection.scalars(of_objects), *connection.scalars(of_refusals)}
+            return set(connection.scalars(sa.union_all(of_objects, of_refusals)))
 
     def expire(self, before: datetime, limit: int) -> Sequence[str]:
         """Give up the objects of up to `limit` studies complete since before then; their keys."""

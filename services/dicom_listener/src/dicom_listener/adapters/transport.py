@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pynetdicom import evt
 from pynetdicom.transport import ThreadedAssociationServer
 
 from dicom_listener.domain.access import TurnedAway
@@ -137,6 +139,15 @@ class HandedServer(Server):
     def shutdown(self) -> None:
         """Nothing is accepted here."""
         self.server_close()
+
+
+@contextlib.contextmanager
+def closed_connections() -> Iterator[list[Any]]:
+    """Event handlers for `AE.associate`: its connection is closed at the end, which the library leaves open when the
+    peer is the first to go.
+    """
+    with contextlib.ExitStack() as sockets:
+        yield [(evt.EVT_CONN_OPEN, lambda event: sockets.callback(event.assoc.dul.socket.socket.close))]
 
 
 def tls_words(error: OSError) -> str:

@@ -16,8 +16,6 @@ class CeleryQueue:
     def __init__(self, broker_url: str, visibility_timeout_s: int) -> None:
         self._app = Celery("dispatcher", set_as_current=False)
         self._app.conf.update(celery_config(broker_url, visibility_timeout_s))
-        # A connection that hangs would hold up the relay for as long as TCP likes.
-        self._app.conf.broker_transport_options |= {"socket_timeout": 10, "socket_connect_timeout": 5}
 
     def enqueue(self, job_id: str, attempt: int, manifest_ref: str, priority: Priority) -> None:
         """Send the task; its id names the attempt."""
