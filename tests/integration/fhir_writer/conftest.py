@@ -43,7 +43,14 @@ class Ehr:
 
     def __init__(self, base_url: str) -> None:
         self.base_url = base_url
-        self.http = httpx.Client(base_url=base_url, timeout=60, trust_env=False, headers={"Cache-Control": "no-cache"})
+        self.http = httpx.Client(
+            base_url=base_url,
+            timeout=60,
+            trust_env=False,
+            headers={"Cache-Control": "no-cache"},
+            # The server may close an idle connection in the very moment in which it is used again.
+            limits=httpx.Limits(max_keepalive_connections=0),
+        )
 
     def create(self, resource: dict[str, Any]) -> dict[str, Any]:
         answer = self.http.post(f"/{resource['resourceType']}", json=resource)

@@ -1,6 +1,7 @@
 """A service for tests of the runner. Argument: what its loop does (`work`, `die`, `leave`, `exit`)."""
 
 import logging
+import signal
 import sys
 import threading
 
@@ -27,5 +28,9 @@ runner = ServiceRunner("example", load_settings(CommonSettings, "An example.", [
 runner.add_loop("loop", loop)
 runner.on_stop(lambda: logging.getLogger("example").info("second"))
 runner.on_stop(lambda: logging.getLogger("example").info("first"))
+if sys.argv[1] == "interrupted":  # by the signal while this thread holds the lock of the event
+    with runner.stop._cond:  # type: ignore[attr-defined]
+        signal.raise_signal(signal.SIGTERM)
+        logging.getLogger("example").info("handled")
 checks = {"never": not_ready} if sys.argv[2:] == ["unready"] else {}
 sys.exit(runner.run(checks, ready_fields={"answer": 42}))

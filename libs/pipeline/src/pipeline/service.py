@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import logging
@@ -47,8 +48,7 @@ class ServiceRunner:
         configure_logging(name, settings.log_level, log_identifiers=settings.log_identifiers)
         log.info("starting", extra={"settings": masked(settings)})
         self._socket = claim_port(settings.http_host, settings.http_port, "ECHO_HTTP_PORT")
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, lambda *_: self.stop.set())
+        on_end_signals(self.stop.set)
 
     def prepare(self, setting: str, step: Callable[[], _T]) -> _T:
         """Do a step of the start that needs a server; `setting` has its address. What is transient is waited for.
@@ -142,6 +142,17 @@ class ServiceRunner:
             log.exception("loop died", extra={"loop": name})
             self._failed = True
             self.stop.set()
+
+
+def on_end_signals(action: Callable[[], object]) -> None:
+    """Let each SIGTERM and SIGINT do `action`, in a thread of its own. Call it in the main thread.
+
+    Python runs a handler in the main thread between any two steps, also while that thread holds the lock of the event
+    it is about to wait for: `Event.set` called there would never return.
+    """
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        # threading.Thread would take locks that the main thread may hold, too
+        signal.signal(signum, lambda *_: _thread.start_new_thread(action, ()))
 
 
 def claim_port(host: str, port: int, setting: str) -> socket.socket:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import time
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from inference_worker.watchdog import Watchdog
 from pipeline.buses import make_bus
 from pipeline.clock import SystemClock
 from pipeline.events import ALL_TOPICS
-from pipeline.service import ServiceRunner
+from pipeline.service import ServiceRunner, on_end_signals
 from pipeline.settings import load_settings
 from pipeline.store import make_object_store
 
@@ -84,14 +83,13 @@ def serve(settings: Settings, runner: ServiceRunner, model: ReportModel) -> int:
     )
     worker = CeleryWorker(app)
 
-    def on_signal(_signum: int, _frame: object) -> None:
+    def on_signal() -> None:
         if runner.stop.is_set():
             end_now(worker)
         runner.stop.set()
 
     def wait_until_consuming() -> None:
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, on_signal)
+        on_end_signals(on_signal)
         while not worker.consuming.wait(0.1) and not runner.stop.is_set():
             pass
 

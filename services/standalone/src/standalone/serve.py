@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -20,7 +19,7 @@ from kombu.exceptions import OperationalError
 
 from pipeline.clock import SystemClock
 from pipeline.http import HttpServer
-from pipeline.service import claim_port
+from pipeline.service import claim_port, on_end_signals
 from pipeline.telemetry import configure_logging
 from standalone import valkey
 from standalone.children import ChildFailed, ChildSpec, Supervisor, end_leftovers
@@ -186,8 +185,7 @@ def serve(options: ServeOptions) -> int:
         log.warning("ended what a killed supervisor had left", extra={"children": ended})
 
     clock, stop, ready = SystemClock(), threading.Event(), threading.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda *_: stop.set())
+    on_end_signals(stop.set)
     stages, routes, services = plan(options, data)
     server = HttpServer(Gateway(routes, services, ready).app(), http_socket)
     server.start()

@@ -89,7 +89,10 @@ class FhirHttp:
             auth=httpx.BasicAuth(user, password or "") if user is not None else None,
             verify=_tls(ca_file, verify_tls),
             timeout=httpx.Timeout(timeout_s, connect=min(5.0, timeout_s)),
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            # An idle connection is given up before the server does (some after 5 s): one that both end at once fails.
+            limits=httpx.Limits(
+                max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=4.0
+            ),
             follow_redirects=False,  # a redirect would carry patient data and credentials somewhere else
             trust_env=False,  # no proxy and no .netrc that nobody wrote into this service's settings
         )
