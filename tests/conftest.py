@@ -118,7 +118,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section(f"{len(reruns)} RERUN: these tests failed once and need a look", red=True)
         for report in reruns:
             terminalreporter.write_line(f"RERUN {report.nodeid} ({report.when}):")
-            terminalreporter.write_line(f"    {report.longreprtext.strip().splitlines()[-1]}")
+            lines = report.longreprtext.strip().splitlines()
+            for line in [*[each for each in lines if each.startswith("E ")][-40:], lines[-1]]:
+                terminalreporter.write_line(f"    {line[:500]}")
 
 
 # --- addresses and room of one's own on each server -------------------------------------------------------------

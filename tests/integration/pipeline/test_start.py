@@ -45,6 +45,7 @@ class Start:
             "ECHO_BROKER_URL": "redis://127.0.0.1:1/0",
             "ECHO_FHIR_BASE_URL": "http://127.0.0.1:1/fhir",
             "ECHO_SITE_TIMEZONE": "Europe/Berlin",
+            "PYTHONFAULTHANDLER": "1",
         }
         with self._log.open("wb") as log:
             self.process = subprocess.Popen([sys.executable, "-m", service], env=os.environ | common | env, stderr=log)
@@ -64,6 +65,16 @@ class Start:
             assert time.monotonic() < deadline, self.text()
             time.sleep(0.05)
         return lines[0]
+
+    def end(self, signum: signal.Signals = signal.SIGTERM) -> int:
+        """Tell it to end; the exit status."""
+        self.process.send_signal(signum)
+        try:
+            return self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # writes where each thread is
+            self.process.wait(60)
+            raise AssertionError(f"did not end: {self.text()}") from None
 
 
 @pytest.fixture
@@ -100,8 +111,7 @@ def test_a_database_that_comes_later_is_waited_for(
     try:
         starting.wait_for("ready")
         assert httpx.get(f"{starting.url}/healthz").status_code == 200
-        starting.process.send_signal(signal.SIGTERM)
-        assert starting.process.wait(60) == 0
+        assert starting.end() == 0
     finally:
         proxy.close()
 
@@ -113,8 +123,7 @@ def test_a_service_that_waits_ends_with_0_when_told_to(
 ) -> None:
     starting = start(service, ECHO_DATABASE_URL=f"postgresql+psycopg://echo@127.0.0.1:{free_port()}/echo", **env)
     starting.wait_for("start waits")
-    starting.process.send_signal(signum)
-    assert starting.process.wait(60) == 0
+    assert starting.end(signum) == 0
     assert starting.said("stopped")
 
 
@@ -123,8 +132,7 @@ def test_kafka_that_is_away_is_waited_for_too(start: Callable[..., Start]) -> No
     waits = starting.wait_for("start waits")
     assert waits["setting"] == "ECHO_BUS_URL"
     assert "nothing answers" in str(waits["reason"])
-    starting.process.terminate()
-    assert starting.process.wait(60) == 0
+    assert starting.end() == 0
 
 
 @pytest.mark.parametrize("env", [{}, {"ECHO_RECEIVING_PROCESSES": "2"}])
