@@ -24,7 +24,7 @@ from servers.databases import kafka_topics_removed, postgres_database, redis_dat
 REQUIRE_SERVICES = os.environ.get("REQUIRE_SERVICES") == "1"
 INTEGRATION_FOLDERS = frozenset({"contract", "integration", "e2e", "k8s", "browser"})
 
-RERUN_FOLDERS = frozenset({"e2e", "browser"})
+RERUN_FOLDERS = frozenset({"e2e", "browser", "integration"})
 SERVER_FIXTURES = frozenset(
     {"postgres_url", "new_postgres_url", "module_postgres_url", "redis_url", "kafka_bootstrap", "hapi_url", "orthanc"}
 )
