@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -93,6 +94,14 @@ def test_connections_go_to_all_of_them(process: Process) -> None:
         "echo_dicom_store_seconds_count 6.0",
     )
     wait_for(lambda: all(line in get(process, "/metrics")[1] for line in expected))
+    line = r'^echo_dicom_receiving_process_(\w+)\{process="receiving-(\d)"\} (\S+)$'
+    told = re.findall(line, get(process, "/metrics")[1], re.MULTILINE)
+    figures = {(name, int(number)): float(value) for name, number, value in told}
+    for number, pid in enumerate(sorted(pids)):
+        assert figures["start_time_seconds", number] == pytest.approx(psutil.Process(pid).create_time(), abs=1)
+        assert figures["resident_memory_bytes", number] > 10 * 2**20
+        assert figures["cpu_seconds_total", number] > 0
+        assert figures["open_fds", number] > 2
     assert process.end(signal.SIGTERM) == 0
 
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+from prometheus_client import REGISTRY
 from starlette.applications import Starlette
 
 from dicom_listener.adapters.commitment_scp import CommitmentScp
@@ -28,6 +29,7 @@ from dicom_listener.adapters.web_archive import WebArchive, WebOptions
 from dicom_listener.handlers.associations import Associations
 from dicom_listener.handlers.receive import Receiver
 from dicom_listener.handlers.refusals import RefusalBook
+from dicom_listener.metrics import ProcessFigures
 from dicom_listener.ports import Refusal
 from dicom_listener.settings import Settings
 from pipeline.clock import SystemClock
@@ -119,6 +121,7 @@ def bind_scp(
     """The DICOM port, served by the forks if there are some; one that cannot be had ends the process with status 2."""
     try:
         if forks:
+            REGISTRY.register(ProcessFigures({each.process.name: each.process.pid or 0 for each in forks}))
             return ReceivingProcesses(
                 forks, books, settings.dicom_host, settings.dicom_port, settings.maximum_associations
             )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Mapping
+from functools import partial
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, Metric, ProcessCollector
+from prometheus_client.registry import Collector
 
 ASSOCIATIONS = Counter("echo_dicom_associations_total", "Associations by how they went", ["outcome"])
 OBJECTS = Counter(
@@ -33,6 +36,26 @@ FETCH_FAILURES = Counter("echo_fetch_failures_total", "Attempts to fetch that fa
 SWEPT = Counter("echo_dicom_objects_swept_total", "Objects deleted, by why", ["kind"])
 OPEN_STUDIES = Gauge("echo_dicom_open_studies", "Studies that are being received")
 COMPLETED = Counter("echo_dicom_studies_completed_total", "Study versions closed, by reason", ["reason"])
+
+
+class ProcessFigures(Collector):
+    """Of other processes what `process_*` says of this one, as `echo_dicom_receiving_process_*` with their names."""
+
+    def __init__(self, pids: Mapping[str, int]) -> None:
+        self._collectors = {
+            name: ProcessCollector("echo_dicom_receiving", partial(int, pid), registry=None)
+            for name, pid in pids.items()
+        }
+
+    def collect(self) -> Iterable[Metric]:
+        """Memory, processor time, open files and start; nothing of a process that has ended."""
+        found: dict[str, Metric] = {}
+        for name, collector in self._collectors.items():
+            for metric in collector.collect():
+                whole = found.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+                whole.samples += [sample._replace(labels={"process": name}) for sample in metric.samples]
+        return found.values()
+
 
 Labels = tuple[tuple[str, str], ...]
 Counted = dict[tuple[str, Labels], list[float]]
