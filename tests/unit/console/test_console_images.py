@@ -90,6 +90,11 @@ def test_high_values_are_white_in_monochrome2_and_black_in_monochrome1() -> None
     assert np.array_equal(bright, 255 - dark)
 
 
+def test_a_mirrored_image_is_shown_with_the_left_side_on_the_right() -> None:
+    pixels = ramp("uint16", 4095)
+    assert np.array_equal(shown(dicom(pixels, PatientOrientation=["R", "F"])), np.fliplr(shown(dicom(pixels))))
+
+
 def test_the_image_s_own_window_counts_after_rescaling() -> None:
     pixels = ramp("int16", 2000)
     picture = shown(dicom(pixels, RescaleSlope=1, RescaleIntercept=-1000, WindowCenter=[0, 5], WindowWidth=[500, 5]))

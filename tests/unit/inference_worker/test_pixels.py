@@ -7,6 +7,7 @@ import io
 import resource
 import threading
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -146,6 +147,22 @@ def test_colour_becomes_grey() -> None:
 def test_monochrome1_is_inverted() -> None:
     picture = decode(saved(dataset(PhotometricInterpretation="MONOCHROME1")))
     assert rises(picture[:, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turned"),
+    [
+        (["L", "F"], lambda picture: picture),
+        (["R", "F"], np.fliplr),  # the patient's left would be reported for the right
+        (["R", "H"], lambda picture: np.rot90(picture, 2)),
+        (["F", "R"], lambda picture: np.rot90(picture, -1)),  # lying on the left side
+        (["L"], lambda picture: picture),
+        (None, lambda picture: picture),
+    ],
+)
+def test_patient_orientation(orientation: Any, turned: Callable[[Any], Any]) -> None:
+    expected = turned(decode(saved(dataset())))
+    np.testing.assert_array_equal(decode(saved(dataset(PatientOrientation=orientation))), expected)
 
 
 def test_signed_values_and_rescale() -> None:

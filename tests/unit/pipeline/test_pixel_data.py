@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.pixel_data import frame_size, in_lowest_bits, rle_fits
+from pipeline.pixel_data import frame_size, in_lowest_bits, rle_fits, upright
 
 DQT = b"\xff\xdb\0\4\0\0"
 SOS = b"\xff\xda\0\4\0\0"
@@ -104,3 +104,43 @@ def test_values_that_lie_above_the_lowest_bits(signed: bool) -> None:
     assert (decoded(False, 7) == values).all()  # a header that is wrong
     for nonsense in (3, 0, 16, 99):
         assert (decoded(False, nonsense) == values).all()
+
+
+LENGTH = {"horizontal": 3, "vertical": 2}
+AXIS = {"L": "horizontal", "R": "horizontal", "P": "horizontal", "A": "horizontal", "F": "vertical", "H": "vertical"}
+BODY = np.arange(6).reshape(2, 3)
+"""Two places from head to foot, three from the patient's right to the left, or from front to back."""
+
+
+def seen(rows: str, columns: str) -> Any:
+    """The body in a picture whose rows and columns run to these sides of it."""
+    picture = np.empty((LENGTH[AXIS[columns]], LENGTH[AXIS[rows]]), int)
+    for down in range(picture.shape[0]):
+        for right in range(picture.shape[1]):
+            place = {}
+            for direction, step in ((rows, right), (columns, down)):
+                axis = AXIS[direction]
+                place[axis] = step if direction in "LPF" else LENGTH[axis] - 1 - step
+            picture[down, right] = BODY[place["vertical"], place["horizontal"]]
+    return picture
+
+
+@pytest.mark.parametrize("across", ["L", "R", "P", "A"])
+@pytest.mark.parametrize("along", ["F", "H"])
+def test_a_picture_is_turned_upright(across: str, along: str) -> None:
+    for orientation in ((across, along), (along, across)):
+        picture = seen(*orientation)
+        for written in (orientation, [f"{value.lower()}X " for value in orientation]):
+            turned = upright(picture, written)
+            np.testing.assert_array_equal(turned, BODY)
+            assert all(stride > 0 for stride in turned.strides)
+            colour = np.stack([picture, picture + 10, picture + 20], axis=2)
+            np.testing.assert_array_equal(upright(colour, written), np.stack([BODY, BODY + 10, BODY + 20], axis=2))
+
+
+@pytest.mark.parametrize(
+    "orientation",
+    [None, "", "L", "R", ["R"], ["L", "R"], ["F", "H"], ["R", "X"], ["", ""], [None, "H"], list("RHL"), 7],
+)
+def test_an_orientation_that_says_nothing_changes_nothing(orientation: object) -> None:
+    assert upright(BODY, orientation) is BODY

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 # ITU-T T.81 table B.1; F7 and F8 are JPEG-LS (T.87 table C.1)
@@ -22,6 +22,7 @@ _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  "
 _SOC_SIZ = b"\xff\x4f\xff\x51"
 OFFSET_TABLES = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 """Needless to find the first frame, and they could show the decoder other bytes than were checked: to be dropped."""
+_AXES = dict.fromkeys("LRAP", "horizontal") | dict.fromkeys("HF", "vertical")
 _RLE_HEADER = struct.Struct("<16I")
 _RLE_PADDING = 4096  # bytes that a segment may unfold to beyond its own: writers fill up, and runs end late
 
@@ -126,3 +127,25 @@ def in_lowest_bits(
     values = decode(bits_stored=high_bit + 1)
     low, above = (-(1 << bits_stored - 1), 1 << bits_stored - 1) if signed else (0, 1 << bits_stored)
     return decode() if low <= values.min() and values.max() < above else values >> (high_bit + 1 - bits_stored)
+
+
+def upright(pixels: Any, orientation: object) -> Any:
+    """A picture, rows x columns or rows x columns x samples, as a radiograph is looked at: head up, left side right.
+
+    `orientation` is the header's Patient Orientation (PS3.3 C.7.6.1.1.1): where its rows and its columns run to. Rows
+    are to run to the patient's left, in a lateral view to the back, and columns to the feet; without this the sides of
+    a mirrored picture would be reported for each other. A header that says nothing of the kind changes nothing.
+    """
+    if isinstance(orientation, str | None) or not isinstance(orientation, Iterable):
+        return pixels
+    principal = [str(direction).strip().upper()[:1] for direction in orientation]
+    turned = pixels
+    if [*map(_AXES.get, principal)] == ["vertical", "horizontal"]:
+        turned, principal = turned.swapaxes(0, 1), principal[::-1]
+    if [*map(_AXES.get, principal)] != ["horizontal", "vertical"]:
+        return pixels
+    if principal[0] in "RA":
+        turned = turned[:, ::-1]
+    if principal[1] == "H":
+        turned = turned[::-1]
+    return pixels if turned is pixels else turned.copy()

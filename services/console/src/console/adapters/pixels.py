@@ -1,4 +1,4 @@
-"""A DICOM object as a PNG for people: first frame, its own window, at most `MAX_SIDE` pixels a side.
+"""A DICOM object as a PNG for people: first frame, upright, its own window, at most `MAX_SIDE` pixels a side.
 
 Every size is checked against the header, and against the size inside a compressed frame, before anything is allocated
 for it: whoever can send to the listener can send a file that claims to be huge.
@@ -24,7 +24,7 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless
 
 from pipeline.errors import ObjectStoreUnavailable
-from pipeline.pixel_data import OFFSET_TABLES, frame_size, in_lowest_bits, rle_fits
+from pipeline.pixel_data import OFFSET_TABLES, frame_size, in_lowest_bits, rle_fits, upright
 
 logging.getLogger("pydicom").setLevel(logging.ERROR)  # its warnings quote values of the data set
 
@@ -71,7 +71,7 @@ def render_png(file: IO[bytes], max_pixels: int) -> bytes:
         reduced = _shrunk(pixels)
         picture = _colour(reduced) if reduced.ndim == 3 else _windowed(reduced, ds)
     out = io.BytesIO()
-    Image.fromarray(picture).save(out, format="PNG")
+    Image.fromarray(upright(picture, ds.get("PatientOrientation"))).save(out, format="PNG")
     return out.getvalue()
 
 

@@ -19,7 +19,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 from inference_worker.adapters.grey import to_grey
 from inference_worker.domain import Fault
 from inference_worker.ports import GreyImage
-from pipeline.pixel_data import OFFSET_TABLES, frame_size, in_lowest_bits, rle_fits
+from pipeline.pixel_data import OFFSET_TABLES, frame_size, in_lowest_bits, rle_fits, upright
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +50,12 @@ class PydicomDecoder:
             ds = self._read(file)
             self._check(ds)
             try:
-                return to_grey(_stored(ds), ds)
+                picture: GreyImage = upright(to_grey(_stored(ds), ds), ds.get("PatientOrientation"))
             except Exception as error:
                 # Decoders raise whatever they like; the place is logged, the text might quote the data.
                 log.warning("pixels undecodable", exc_info=True)
                 raise Fault("pixels_undecodable") from error
+            return picture
         finally:
             self._turn.release()
 
