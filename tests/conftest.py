@@ -231,7 +231,7 @@ def services() -> Callable[..., None]:
     """`services("kill", "kafka")`: run scripts/services.sh, for tests that crash a server and start it again."""
 
     def run(*arguments: str) -> None:
-        subprocess.run([str(env.REPOSITORY / "scripts" / "services.sh"), *arguments], check=True, timeout=240)
+        subprocess.run([str(env.REPOSITORY / "scripts" / "services.sh"), *arguments], check=True, timeout=1200)
 
     return run
 
