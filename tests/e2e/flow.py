@@ -57,6 +57,10 @@ def wait_until(
     raise AssertionError(f"not within {timeout_s:.0f} s: {what}; last answer: {last!r}")
 
 
+PATIENT_KNOWN = {"ECHO_PATIENT_MATCH_GRACE_SECONDS": "600"}
+"""For tests in which the embedded registration, however late, comes before a report is parked for its patient."""
+
+
 class Flow(Protocol):
     """A running system."""
 

@@ -14,6 +14,7 @@ import pytest
 
 from e2e.flow import (
     AE_TITLE,
+    PATIENT_KNOWN,
     REPORTED_S,
     ClusterFlow,
     EmbeddedFlow,
@@ -51,7 +52,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedFlow]:
-    flow = EmbeddedFlow(tmp_path_factory.mktemp("embedded") / "data")
+    flow = EmbeddedFlow(tmp_path_factory.mktemp("embedded") / "data", env=PATIENT_KNOWN)
     try:
         flow.wait_ready()
         yield flow

@@ -21,7 +21,17 @@ import pydicom
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from e2e.flow import REPORTED_S, EmbeddedFlow, Study, reports_of, send, study_of, wait_delivered, wait_until
+from e2e.flow import (
+    PATIENT_KNOWN,
+    REPORTED_S,
+    EmbeddedFlow,
+    Study,
+    reports_of,
+    send,
+    study_of,
+    wait_delivered,
+    wait_until,
+)
 from fhir_writer.domain.codes import DEFAULT_PATIENT_SYSTEM
 from servers.ports import free_port
 
@@ -263,7 +273,7 @@ def test_a_checkpoint_with_a_missing_tensor_is_refused_by_name(tmp_path: Path) -
 
 
 def test_nothing_is_left_of_a_killed_supervisor_and_the_next_start_goes_on(tmp_path: Path, phantom: Path) -> None:
-    flow = EmbeddedFlow(tmp_path / "data")
+    flow = EmbeddedFlow(tmp_path / "data", env=PATIENT_KNOWN)
     try:
         flow.wait_ready()
         study = Study(phantom, _run(), 1)
