@@ -97,12 +97,12 @@ start_server() (
   folder=$SERVICES_DIR/$name
   lock "$name"
   if main_pid "$name" > /dev/null; then
-    answer=$(probe "$name" --wait 20) || fail "$name" "runs but does not answer: $answer"
+    answer=$(probe "$name" --wait 120) || fail "$name" "runs but does not answer: $answer"
     say "$name" "runs already: $answer"
     exit
   fi
   # without their main process the others end by themselves
-  wait_gone "$name" 10 || fail "$name" "processes of an earlier run are still there; run: scripts/services.sh stop $name"
+  wait_gone "$name" 60 || fail "$name" "processes of an earlier run are still there; run: scripts/services.sh stop $name"
   need "$name"
   for port in $(ports_of "$name"); do
     if (: <> "/dev/tcp/127.0.0.1/$port") 2> /dev/null; then
@@ -173,7 +173,7 @@ stop_server() (
   mapfile -t left < <(all_pids "$name")
   if [ ${#left[@]} -gt 0 ]; then
     kill -s KILL "${left[@]}" 2> /dev/null || true # it may have ended by itself in between
-    wait_gone "$name" 10 || fail "$name" "process ${left[*]} does not end"
+    wait_gone "$name" 60 || fail "$name" "process ${left[*]} does not end"
   fi
   rm -f "$SERVICES_DIR/$name/pid"
   if [ -n "$pid" ]; then say "$name" "stopped ($signal, process $pid)"; else say "$name" "did not run"; fi

@@ -18,7 +18,7 @@ ports_of() {
 }
 
 # Seconds until a started server must answer.
-patience_of() { case $1 in hapi) echo 180 ;; *) echo 60 ;; esac; }
+patience_of() { case $1 in hapi) echo 600 ;; *) echo 180 ;; esac; }
 
 # PostgreSQL waits for its clients on SIGTERM and closes their connections on SIGINT.
 stop_signal_of() { case $1 in postgres) echo INT ;; *) echo TERM ;; esac; }

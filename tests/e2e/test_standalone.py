@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -20,11 +21,21 @@ import pydicom
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from e2e.flow import EmbeddedFlow, Study, reports_of, send, study_of, wait_delivered, wait_until
+from e2e.flow import (
+    PATIENT_KNOWN,
+    REPORTED_S,
+    EmbeddedFlow,
+    Study,
+    reports_of,
+    send,
+    study_of,
+    wait_delivered,
+    wait_until,
+)
 from fhir_writer.domain.codes import DEFAULT_PATIENT_SYSTEM
 from servers.ports import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 
 
@@ -60,11 +71,11 @@ def _register(flow: EmbeddedFlow, study: Study) -> None:
         "gender": {"M": "male", "F": "female", "O": "other"}[study.sex],
     }
     headers = {"content-type": "application/fhir+json"}
-    httpx.post(f"{flow.fhir_url}/Patient", json=patient, headers=headers, timeout=30).raise_for_status()
+    httpx.post(f"{flow.fhir_url}/Patient", json=patient, headers=headers, timeout=120).raise_for_status()
 
 
-def _ends_as(flow: EmbeddedFlow, uid: str, state: str, timeout_s: float = 240) -> dict[str, Any]:
-    return wait_until(f"state {state}", lambda: (s := study_of(flow, uid)) and s["state"] == state and s, timeout_s)
+def _ends_as(flow: EmbeddedFlow, uid: str, state: str) -> dict[str, Any]:
+    return wait_until(f"state {state}", lambda: study_of(flow, uid), REPORTED_S, done=lambda s: s.get("state") == state)
 
 
 def _run() -> str:
@@ -114,7 +125,7 @@ def test_a_study_without_a_report_says_why_by_accession_and_harms_no_other(
     told = _ends_as(flow, bad.uid, state)
     assert told["reason"]["code"] == code
     assert told["reason"]["text"].endswith(".")
-    (listed,) = httpx.get(f"{flow.console_url}/api/studies", params={"accession": bad.accession}, timeout=30).json()[
+    (listed,) = httpx.get(f"{flow.console_url}/api/studies", params={"accession": bad.accession}, timeout=120).json()[
         "items"
     ]
     assert (listed["study_instance_uid"], listed["state"]) == (bad.uid, state)
@@ -126,7 +137,7 @@ def test_an_unknown_patient_parks_and_is_delivered_when_known(flow: EmbeddedFlow
     assert send(study.image(), flow.dicom_port) == 0x0000
     assert _ends_as(flow, study.uid, "parked")["reason"]["code"] == "patient_not_found"
     _register(flow, study)
-    httpx.post(f"{flow.console_url}/v1/deliveries/{study.uid}/replay", timeout=30).raise_for_status()
+    httpx.post(f"{flow.console_url}/v1/deliveries/{study.uid}/replay", timeout=120).raise_for_status()
     _ends_as(flow, study.uid, "delivered")
     assert len(reports_of(flow, study.patient_id)) == 1
 
@@ -142,11 +153,11 @@ def test_a_study_in_doubt_waits_for_a_person_who_decides_in_the_console(
         setattr(image, keyword, "")
     assert send(image, flow.dicom_port) == 0x0000
     assert _ends_as(flow, study.uid, "parked")["reason"]["code"] == "view_unknown"
-    held = httpx.get(f"{flow.console_url}/v1/held", timeout=30).json()["items"]
+    held = httpx.get(f"{flow.console_url}/v1/held", timeout=120).json()["items"]
     assert study.uid in [item["study_instance_uid"] for item in held]
-    page = httpx.get(f"{flow.console_url}/studies/{study.uid}", timeout=30).text
+    page = httpx.get(f"{flow.console_url}/studies/{study.uid}", timeout=120).text
     assert f'action="/studies/{study.uid}/{decision}"' in page
-    answer = httpx.post(f"{flow.console_url}/studies/{study.uid}/{decision}", timeout=30)
+    answer = httpx.post(f"{flow.console_url}/studies/{study.uid}/{decision}", timeout=120)
     assert answer.status_code == 303, answer.text
     if decision == "release":
         _ends_as(flow, study.uid, "delivered")
@@ -181,15 +192,12 @@ def test_an_event_that_is_none_goes_to_the_dead_letters(flow: EmbeddedFlow, phan
     producer.close()
     bus.close()
 
-    def letters() -> list[dict[str, Any]]:
-        found = httpx.get(f"{flow.console_url}/api/dead-letters", timeout=30).json()["items"]
-        return [letter for letter in found if letter["error_code"] == "not_cloudevents"]
+    def giving_up() -> set[str]:
+        found = httpx.get(f"{flow.console_url}/api/dead-letters", timeout=120).json()["items"]
+        return {letter["consumer"] for letter in found if letter["error_code"] == "not_cloudevents"}
 
-    assert {letter["consumer"] for letter in wait_until("dead letters", letters)} <= {
-        "console",
-        "dispatcher",
-        "fhir_writer",
-    }
+    consumers = {"console", "dispatcher", "fhir_writer"}
+    wait_until("a dead letter of each consumer", giving_up, done=lambda seen: seen == consumers)
     study = Study(phantom, _run(), 1)
     _register(flow, study)
     assert send(study.image(), flow.dicom_port) == 0x0000
@@ -197,9 +205,17 @@ def test_an_event_that_is_none_goes_to_the_dead_letters(flow: EmbeddedFlow, phan
 
 
 def test_one_port_answers_for_all(flow: EmbeddedFlow) -> None:
-    with httpx.Client(base_url=flow.console_url, timeout=30) as client:
+    # A service that does not answer within five seconds is left out once.
+    everyone = {"dicom_listener", "dispatcher", "inference_worker", "fhir_writer", "console"}
+
+    def told() -> tuple[str, set[str]]:
+        metrics = httpx.get(f"{flow.console_url}/metrics", timeout=120).text
+        ready = httpx.get(f"{flow.console_url}/readyz", timeout=120).json()
+        return ready["status"], set(re.findall(r'service="(\w+)"', metrics))
+
+    wait_until("health and metrics of every service", told, done=lambda seen: seen == ("ready", everyone))
+    with httpx.Client(base_url=flow.console_url, timeout=120) as client:
         assert client.get("/healthz").status_code == 200
-        assert client.get("/readyz").json()["status"] == "ready"
         assert client.get("/").headers["content-type"].startswith("text/html")
         assert "/api/studies" in client.get("/api/openapi.json").json()["paths"]
         assert client.get("/fhir/metadata").json()["fhirVersion"].startswith("4.0")
@@ -211,7 +227,6 @@ def test_one_port_answers_for_all(flow: EmbeddedFlow) -> None:
             "queues",
         }
         assert client.post("/v1/fetch", json={"accession_number": "A-17"}).status_code == 501  # no archive is set
-        assert 'service="dispatcher"' in client.get("/metrics").text
         missing = client.get("/api/studies/1.2.3")
         assert missing.status_code == 404
         assert missing.headers["content-type"] == "application/problem+json"
@@ -227,7 +242,7 @@ def test_a_second_start_on_the_same_folder_refuses(flow: EmbeddedFlow) -> None:
 def _serve(folder: Path, *args: str, dicom_port: int = 0, http_port: int = 0) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "standalone", "serve", "--data-dir", str(folder)]
     ports = ["--dicom-port", str(dicom_port or free_port()), "--http-port", str(http_port or free_port())]
-    return subprocess.run([*command, *ports, *args], capture_output=True, text=True, timeout=240)
+    return subprocess.run([*command, *ports, *args], capture_output=True, text=True, timeout=900)
 
 
 @pytest.mark.parametrize("which", ["dicom_port", "http_port"])
@@ -258,23 +273,27 @@ def test_a_checkpoint_with_a_missing_tensor_is_refused_by_name(tmp_path: Path) -
 
 
 def test_nothing_is_left_of_a_killed_supervisor_and_the_next_start_goes_on(tmp_path: Path, phantom: Path) -> None:
-    flow = EmbeddedFlow(tmp_path / "data")
-    flow.wait_ready()
-    study = Study(phantom, _run(), 1)
-    assert send(study.image(), flow.dicom_port) == 0x0000
-    family = psutil.Process(flow.process.pid).children(recursive=True)
-    assert len(family) >= 8
-    flow.process.send_signal(signal.SIGKILL)
-    flow.process.wait()
-    flow.start()
-    flow.wait_ready()
+    flow = EmbeddedFlow(tmp_path / "data", env=PATIENT_KNOWN)
+    try:
+        flow.wait_ready()
+        study = Study(phantom, _run(), 1)
+        assert send(study.image(), flow.dicom_port) == 0x0000
+        family = psutil.Process(flow.process.pid).children(recursive=True)
+        assert len(family) >= 8
+        flow.process.send_signal(signal.SIGKILL)
+        flow.process.wait()
+        flow.start()
+        flow.wait_ready()
 
-    def gone() -> bool:
-        return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
+        def left() -> list[psutil.Process]:
+            return [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
-    wait_until("the first processes gone", gone)
-    wait_delivered(flow, study.uid)
-    assert len(reports_of(flow, study.patient_id)) == 1
-    flow.stop()
+        wait_until("the first processes gone", lambda: not left())
+        wait_delivered(flow, study.uid)
+        assert len(reports_of(flow, study.patient_id)) == 1
+        flow.stop()
+    finally:
+        flow.process.kill()
+        flow.process.wait()
     records = [json.loads(path.read_text()) for path in (tmp_path / "data" / "run").glob("*.pid.json")]
     assert records == []

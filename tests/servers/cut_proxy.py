@@ -20,6 +20,7 @@ class CutProxy:
         host, _, number = target.rpartition(":")
         self._target = (host, int(number))
         self._closed = False
+        self._cuts = 0
         self._flow = _Flow()
         self._transports: set[asyncio.WriteTransport] = set()
         self._loop = asyncio.new_event_loop()
@@ -34,7 +35,7 @@ class CutProxy:
         """Reset every connection, and every new one for so many seconds; returns when it carries again."""
         self._closed = True
         try:
-            self._loop.call_soon_threadsafe(self._abort)
+            asyncio.run_coroutine_threadsafe(self._cut(), self._loop).result(60)
             time.sleep(for_s)
         finally:
             self._closed = False
@@ -47,10 +48,14 @@ class CutProxy:
     def close(self) -> None:
         """Reset every connection and listen no more."""
         self._closed = True
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(30)
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(30)
         self._loop.close()
+
+    async def _cut(self) -> None:
+        self._cuts += 1
+        self._abort()
 
     def _abort(self) -> None:
         for transport in self._transports:
@@ -67,10 +72,15 @@ class CutProxy:
         if self._closed:
             writer.transport.abort()
             return
+        cuts = self._cuts
         try:
             there, thither = await asyncio.open_connection(*self._target)
         except OSError:
             writer.transport.abort()
+            return
+        if self._cuts != cuts:  # in the meantime
+            writer.transport.abort()
+            thither.transport.abort()
             return
         self.carried += 1
         flow = self._flow

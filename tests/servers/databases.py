@@ -31,7 +31,8 @@ def drop_database(name: str, url: str | None = None) -> None:
             try:
                 connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
                 return
-            except psycopg.errors.InsufficientPrivilege:  # autovacuum is in it, which only a superuser may end
+            # Autovacuum is in it, which only a superuser may end; or what was ended takes more than five seconds to go.
+            except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ObjectInUse):
                 if time.monotonic() > deadline:
                     raise
             time.sleep(1)
@@ -79,15 +80,25 @@ def redis_database() -> Iterator[str]:
 def kafka_topics_removed(bootstrap: str) -> Iterator[str]:
     """A prefix for topic names; the topics that start with it are deleted afterwards."""
     from kafka import KafkaAdminClient
+    from kafka.errors import KafkaError
 
     prefix = f"t{uuid.uuid4().hex[:10]}."
+
+    def failure() -> str | None:
+        """What kept the topics from being removed."""
+        try:
+            with contextlib.closing(KafkaAdminClient(bootstrap_servers=bootstrap)) as admin:
+                topics = [topic for topic in admin.list_topics() if topic.startswith(prefix)]
+                if topics:
+                    admin.delete_topics(topics)
+        except KafkaError as error:
+            return f"{type(error).__name__}: {error}"
+        return None
+
     try:
         yield prefix
     finally:
-        admin = KafkaAdminClient(bootstrap_servers=bootstrap)
-        try:
-            topics = [topic for topic in admin.list_topics() if topic.startswith(prefix)]
-            if topics:
-                admin.delete_topics(topics)
-        finally:
-            admin.close()
+        deadline = time.monotonic() + 120
+        while (why := failure()) is not None:  # a busy broker does not answer, or lists for a moment what is gone
+            assert time.monotonic() < deadline, why
+            time.sleep(1)

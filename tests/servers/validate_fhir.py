@@ -31,7 +31,7 @@ class Finding:
         return f"{self.file.name}: {self.severity} at {self.location or 'the whole file'}: {self.message}"
 
 
-def validate(files: Iterable[Path], *, timeout_s: float = 240.0) -> list[Finding]:
+def validate(files: Iterable[Path], *, timeout_s: float = 900.0) -> list[Finding]:
     """All findings about `files` (JSON or XML), in their order; an empty list means that nothing was to be said.
 
     Loading the definitions takes about ten seconds, each file some tenths: give all files in one call.

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
@@ -27,10 +30,11 @@ from pipeline.sql_bus import SqlBus
 from pipeline.store import LocalObjectStore
 from unit.console.study_events import StudyEvents
 
-pytestmark = pytest.mark.needs("chromium")
+pytestmark = [pytest.mark.needs("chromium"), pytest.mark.timeout(900)]
 
+T = TypeVar("T")
 RADIOGRAPH = Path(__file__).parents[3] / "services/standalone/src/standalone/demo_data/nih-google-nofinding.dcm"
-expect.set_options(timeout=60_000)  # five seconds by default: too few for a machine that does other things
+expect.set_options(timeout=120_000)  # five seconds by default: too few for a machine that does other things
 SIZES = [pytest.param((1280, 800), id="1280"), pytest.param((390, 844), id="390")]
 _FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -72,29 +76,30 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         port = _wait(lambda: _port(ready, process))
         yield Running(f"http://127.0.0.1:{port}", bus, LocalObjectStore(folder / "objects"))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(90) == 0
+        assert process.wait(120) == 0, ready.read_text()
         # Names of patients and studies belong into pages, not into logs.
         assert "BROWSER-" not in ready.read_text()
     finally:
         process.kill()
+        process.wait()
         bus.close()
 
 
 def _port(log: Path, process: subprocess.Popen[bytes]) -> int | None:
     assert process.poll() is None, log.read_text()
-    for line in log.read_text().splitlines():
+    whole, _, _half = log.read_text().rpartition("\n")  # the last line may be under way
+    for line in whole.splitlines():
         if '"message": "ready"' in line:
-            return int(line.split('"http_port": ')[1].rstrip("}"))
+            return int(json.loads(line)["http_port"])
     return None
 
 
-def _wait(ask: Callable[[], int | None], timeout_s: float = 120.0) -> int:
+def _wait(ask: Callable[[], T | None], timeout_s: float = 240.0) -> T:
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if (answer := ask()) is not None:
-            return answer
+    while (answer := ask()) is None:
+        assert time.monotonic() < deadline, "not in time"
         time.sleep(0.1)
-    raise AssertionError("not in time")
+    return answer
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +123,7 @@ def open_page(console: Running, browser: Browser) -> Iterator[Callable[..., Page
             viewport={"width": size[0], "height": size[1]},
             **options,  # type: ignore[arg-type]  # options of new_context as they are
         )
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(120_000)
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: errors.append(message.text) if _is_fault(message) else None)
@@ -141,11 +146,11 @@ def no_sideways_scrolling(page: Page) -> bool:
     return bool(page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))
 
 
-def study_with_radiograph(console: Running, number: int) -> tuple[StudyEvents, list[Event]]:
-    """All events of a study whose image is the demo's real radiograph."""
-    study = StudyEvents(
-        number, accession=f"BROWSER-{number}", patient_id=f"BROWSER-P{number}", start=SystemClock().now()
-    )
+def study_with_radiograph(console: Running) -> tuple[StudyEvents, list[Event]]:
+    """All events of a study whose image is the demo's real radiograph: another study each time."""
+    number = uuid.uuid4().int
+    name = f"BROWSER-{number % 10**7:07}"
+    study = StudyEvents(uid=f"2.25.{number}", accession=name, patient_id=f"{name}-P", start=SystemClock().now())
     data = RADIOGRAPH.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     key = f"objects/{digest}.dcm"
@@ -170,7 +175,7 @@ def study_with_radiograph(console: Running, number: int) -> tuple[StudyEvents, l
 def test_a_study_appears_live_is_opened_and_shows_image_and_draft(
     console: Running, open_page: Callable[..., Page], size: tuple[int, int]
 ) -> None:
-    study, events = study_with_radiograph(console, size[0])
+    study, events = study_with_radiograph(console)
     page = open_page("/", size)
     expect(page.locator("#live")).to_have_text("Live")
     expect(page.get_by_role("link", name=study.accession)).to_have_count(0)
@@ -221,13 +226,14 @@ def test_no_page_scrolls_sideways_even_with_the_longest_words(
 def test_the_search_is_reached_and_used_with_the_keyboard_alone(
     console: Running, open_page: Callable[..., Page]
 ) -> None:
-    study, events = study_with_radiograph(console, 4711)
+    study, events = study_with_radiograph(console)
     console.publish(*events)
     page = open_page("/", (1280, 800))
     expect(page.get_by_role("link", name=study.accession)).to_be_visible()
     page.keyboard.press("/")
     page.keyboard.type(study.accession)
     page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile(rf"accession={study.accession}\b"))
     expect(page.locator("tbody tr")).to_have_count(1)
     page.get_by_role("link", name=study.accession).focus()
     console.publish(study.opened(version=2))  # the list is replaced under the reader's hand
@@ -237,10 +243,14 @@ def test_the_search_is_reached_and_used_with_the_keyboard_alone(
 
 
 def test_without_javascript_everything_is_there(console: Running, open_page: Callable[..., Page]) -> None:
-    study, events = study_with_radiograph(console, 4712)
+    study, events = study_with_radiograph(console)
     console.publish(*events)
-    _wait(lambda: httpx.get(f"{console.url}/api/studies/{study.uid}").status_code == 200 or None)
-    _wait(lambda: httpx.get(f"{console.url}/api/studies/{study.uid}").json()["state"] == "delivered" or None)
+
+    def delivered() -> bool | None:
+        answer = httpx.get(f"{console.url}/api/studies/{study.uid}", timeout=120)
+        return (answer.status_code == 200 and answer.json()["state"] == "delivered") or None
+
+    _wait(delivered)
     page = open_page("/", (1280, 800), java_script_enabled=False)
     page.get_by_role("link", name=study.accession).click()
     expect(page.locator("#draft")).to_contain_text("No acute abnormality.")

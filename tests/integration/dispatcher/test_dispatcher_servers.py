@@ -77,6 +77,7 @@ def test_what_people_decide_on_postgresql(postgres_url: str, tmp_path: Path) -> 
 
 @pytest.mark.needs("redis")
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_dispatcher_and_worker_on_redis(redis_url: str) -> None:
     with tempfile.TemporaryDirectory(prefix="echo-rig-") as folder:
         rig = Rig(Path(folder), redis_url)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,11 +10,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from integration.inference_worker.rig import Rig, eventually
+from integration.inference_worker.rig import Rig, answers, eventually
 from pipeline.events import REPORT_FAILED, REPORT_GENERATED
 from servers import env
 
-pytestmark = [pytest.mark.needs("redis"), pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.needs("redis"), pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 class OwnRedis:
@@ -31,13 +30,9 @@ class OwnRedis:
         assert program is not None
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         self.process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
-        eventually(self.answers)
+        with redis.Redis.from_url(self.url) as client:
+            eventually(lambda: answers(client))
         return self.process
-
-    def answers(self) -> bool:
-        with redis.Redis.from_url(self.url) as client, contextlib.suppress(redis.ConnectionError):
-            return bool(client.ping())
-        return False
 
     def kill(self) -> None:
         self.process.kill()

@@ -45,7 +45,7 @@ class Ehr:
         self.base_url = base_url
         self.http = httpx.Client(
             base_url=base_url,
-            timeout=60,
+            timeout=120,
             trust_env=False,
             headers={"Cache-Control": "no-cache"},
             # The server may close an idle connection in the very moment in which it is used again.
@@ -116,28 +116,31 @@ class Sekmet:
                 stderr=log,
                 cwd=self._folder,
             )
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline and self._process.poll() is None:
             try:
-                if httpx.get(f"{self.base_url}/metadata", timeout=5, trust_env=False).status_code == 200:
+                if httpx.get(f"{self.base_url}/metadata", timeout=30, trust_env=False).status_code == 200:
                     return
             except httpx.HTTPError:
-                time.sleep(0.1)
+                pass  # not listening yet
+            time.sleep(0.1)
         raise AssertionError((self._folder / "sekmet.log").read_text()[-2000:])
 
     def stop(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait(timeout=60)
+            self._process.wait()
             self._process = None
 
 
 @pytest.fixture(scope="session")
 def sekmet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sekmet]:
     server = Sekmet(tmp_path_factory.mktemp("sekmet"))
-    server.start()
-    yield server
-    server.stop()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture(params=["sekmet", pytest.param("hapi", marks=pytest.mark.needs("hapi"))])
@@ -211,7 +214,7 @@ def make_writer(tmp_path: Path) -> Iterator[MakeWriter]:
         clock: Clock | None = None,
         park_out_of_domain: bool = False,
         breaker: CircuitBreaker | None = None,
-        timeout_s: float = 30.0,
+        timeout_s: float = 120.0,
         **policy: float,
     ) -> Writer:
         database = Database(database_url or f"sqlite:///{tmp_path}/writer-{len(made)}.sqlite3")

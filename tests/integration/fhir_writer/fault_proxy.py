@@ -56,7 +56,7 @@ class FaultProxy:
                 self.close_connection = True  # no answer at all: the client sees the connection close
 
             def _forwarded(self, host: str, port: int, body: bytes) -> tuple[int, dict[str, str], bytes]:
-                connection = http.client.HTTPConnection(host, port, timeout=60)
+                connection = http.client.HTTPConnection(host, port, timeout=120)
                 dropped = ("host", "connection", "accept-encoding")
                 kept = {k: v for k, v in self.headers.items() if k.lower() not in dropped}
                 connection.request(self.command, self.path, body=body or None, headers=kept)

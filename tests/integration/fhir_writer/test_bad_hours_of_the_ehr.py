@@ -82,8 +82,9 @@ def sekmet_proxy(sekmet):
 
 @pytest.fixture
 def known_patient(sekmet, mrn):
-    answer = httpx.post(f"{sekmet.base_url}/Patient", json=patient(mrn, codes.DEFAULT_PATIENT_SYSTEM), trust_env=False)
-    assert answer.status_code == 201
+    resource = patient(mrn, codes.DEFAULT_PATIENT_SYSTEM)
+    answer = httpx.post(f"{sekmet.base_url}/Patient", json=resource, timeout=120, trust_env=False)
+    assert answer.status_code == 201, answer.text
     return answer.json()
 
 
@@ -160,10 +161,11 @@ def test_retry_after_is_honoured(sekmet_proxy, known_patient, make_writer, mrn, 
 
 
 def test_a_slow_server_is_not_waited_for_without_end(sekmet_proxy, known_patient, make_writer, mrn):
-    writer, uid = make_writer(sekmet_proxy.url, timeout_s=0.3), new_uid()
-    sekmet_proxy.reads.append(Fault(meanwhile=lambda: time.sleep(1.5)))
+    writer, uid, waited = make_writer(sekmet_proxy.url, timeout_s=0.3), new_uid(), threading.Event()
+    sekmet_proxy.reads.append(Fault(meanwhile=lambda: waited.wait(240)))
     writer.feed(completed(uid, mrn=mrn), generated(uid))
     writer.run_due()
+    waited.set()
     assert results(writer.events()) == ["ehr_timeout"]
 
 
@@ -210,6 +212,7 @@ def test_a_stalled_process_does_not_bring_back_an_older_version(
     answer = httpx.get(
         f"{sekmet.base_url}/DiagnosticReport",
         params={"identifier": f"{codes.REPORT_SYSTEM}|{value}"},
+        timeout=120,
         trust_env=False,
     )
     (entry,) = answer.json()["entry"]
@@ -245,6 +248,7 @@ class Process:
             "ECHO_HTTP_PORT": "0",
             "ECHO_SITE_TIMEZONE": "Europe/Berlin",
             "ECHO_BUS_SESSION_TIMEOUT_S": "2",
+            "PYTHONFAULTHANDLER": "1",
         }
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -255,13 +259,14 @@ class Process:
     def kill(self, signum: int = signal.SIGKILL) -> int:
         assert self.process is not None
         self.process.send_signal(signum)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=120)
 
 
+@pytest.mark.timeout(900)
 def test_sigkill_between_the_post_and_its_answer_leaves_one_report(ehr, proxy, mrn, registered, tmp_path):
     uid = new_uid()
     committed, killed = threading.Event(), threading.Event()
-    proxy.transactions.append(Fault(forward=True, meanwhile=lambda: (committed.set(), killed.wait(60))[0]))
+    proxy.transactions.append(Fault(forward=True, meanwhile=lambda: (committed.set(), killed.wait(600))[0]))
     service = Process(tmp_path, proxy.url)
     bus = make_bus(BusSettings(bus_url=f"sqlite:///{tmp_path}/bus.sqlite3"))
     bus.ensure_topics(ALL_TOPICS)
@@ -271,12 +276,12 @@ def test_sigkill_between_the_post_and_its_answer_leaves_one_report(ehr, proxy, m
     consumer = bus.consumer("test", ["imaging.report.delivered.v1"])
     try:
         service.start()
-        assert committed.wait(120), (tmp_path / "writer.log").read_text()
+        assert committed.wait(240), (tmp_path / "writer.log").read_text()
         service.kill()
         killed.set()
         service.start()
         delivered = []
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 240
         while not delivered and time.monotonic() < deadline:
             delivered = [Event.from_bytes(record.value) for record in consumer.poll(0.5)]
         log = (tmp_path / "writer.log").read_text()
@@ -284,7 +289,7 @@ def test_sigkill_between_the_post_and_its_answer_leaves_one_report(ehr, proxy, m
         (report,) = ehr.reports(uid)
         assert len(ehr.observations(uid)) == len(DEFAULT_FINDINGS)
         assert len(ehr.provenances(report)) == 1
-        assert service.kill(signal.SIGTERM) == 0
+        assert service.kill(signal.SIGTERM) == 0, (tmp_path / "writer.log").read_text()
         assert uid not in (tmp_path / "writer.log").read_text()
         assert mrn not in (tmp_path / "writer.log").read_text()
     finally:

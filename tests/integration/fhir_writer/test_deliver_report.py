@@ -111,7 +111,7 @@ def test_parallel_deliveries_of_one_report_make_one_report(ehr, make_writer, mrn
 
     def deliver(writer: Any) -> list[dict[str, Any]]:
         writer.feed(completed(uid, mrn=mrn), generated(uid))
-        gate.wait()
+        gate.wait(120)
         for _ in range(30):
             writer.run_due()
             done = writer.events()
@@ -149,7 +149,7 @@ def test_a_skip_and_an_older_draft_that_come_at_once_leave_nothing_to_deliver(se
             both = threading.Barrier(2)
 
             def feed(event: Event, both: threading.Barrier = both) -> None:
-                both.wait()
+                both.wait(120)
                 writer.feed(event)
 
             list(pool.map(feed, [skipped(uid), generated(uid)]))

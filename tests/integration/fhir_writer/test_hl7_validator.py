@@ -53,6 +53,7 @@ STUDIES: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.needs("validator")
+@pytest.mark.timeout(1000)
 def test_ten_studies_pass_the_hl7_validator(tmp_path: Path) -> None:
     files = []
     for index, (study, report) in enumerate(STUDIES):

@@ -21,7 +21,7 @@ from unit.fhir_writer.samples import completed, generated, new_uid
 
 def test_a_registered_patient_gets_the_report(ehr, make_writer, mrn):
     writer, uids = make_writer(ehr.base_url), [new_uid(), new_uid()]
-    with httpx.Client(timeout=30, trust_env=False) as http:
+    with httpx.Client(timeout=120, trust_env=False) as http:
         registration = PatientRegistration(http, ehr.base_url, {}, DEFAULT_PATIENT_SYSTEM)
         for uid in uids:
             registration.study_completed(None, completed(uid, mrn=mrn))
@@ -43,10 +43,12 @@ def test_a_registered_patient_gets_the_report(ehr, make_writer, mrn):
 )
 def test_credentials_are_sent_as_set(sekmet, credentials, header):
     proxy = FaultProxy(sekmet.base_url)
-    fhir = FhirHttp(proxy.url, **credentials)
-    fhir.metadata()
-    fhir.close()
-    proxy.close()
+    try:
+        fhir = FhirHttp(proxy.url, timeout_s=120, **credentials)
+        fhir.metadata()
+        fhir.close()
+    finally:
+        proxy.close()
     assert proxy.seen[0][2].get("Authorization") == header
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import io
 import json
 import os
@@ -37,14 +38,24 @@ SHORT_LIMITS = {
 }
 
 
-def eventually(what: Callable[[], Any], timeout_s: float = 120.0) -> Any:
-    """The first true answer."""
+def eventually(
+    what: Callable[[], Any], timeout_s: float = 240.0, *, seen: Callable[[], object] = lambda: "nothing more"
+) -> Any:
+    """The first true answer; `seen` says after a failure what there was instead."""
     end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
+    while True:
         if answer := what():
             return answer
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {timeout_s:.0f} s: {inspect.getsource(what)}last {answer!r}; {seen()}")
         time.sleep(0.05)
-    raise AssertionError(f"not within {timeout_s:.0f} s: {what}")
+
+
+def answers(server: redis.Redis) -> bool:
+    """Whether a server that was just started takes commands."""
+    with contextlib.suppress(redis.ConnectionError):
+        return bool(server.ping())
+    return False
 
 
 @contextlib.contextmanager
@@ -55,9 +66,8 @@ def valkey(folder: Path) -> Iterator[str]:
     argv = [str(get_binary_path()), "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(folder)]
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as server:
         try:
-            client = redis.Redis(unix_socket_path=str(socket))
-            eventually(lambda: socket.exists() and client.ping())
-            client.close()
+            with redis.Redis(unix_socket_path=str(socket)) as client:
+                eventually(lambda: answers(client))
             yield f"redis+socket://{socket}"
         finally:
             server.kill()
@@ -107,7 +117,8 @@ class Process:
             )
 
     def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        whole, _, _half = self.log.read_text().rpartition("\n")  # the last line may be under way
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
     def said(self, message: str) -> list[dict[str, Any]]:
         return [line for line in self.lines() if line["message"] == message]
@@ -117,7 +128,7 @@ class Process:
             assert self.child.poll() is None, self.log.read_text()
             return bool(self.said("ready"))
 
-        eventually(ready, 240)  # importing torch takes long on a busy machine
+        eventually(ready, 600, seen=self.log.read_text)  # importing torch takes long on a busy machine
         return self
 
     @property
@@ -135,7 +146,7 @@ class Process:
         if self.child.poll() is None:
             self.child.terminate()
             try:
-                self.child.wait(60)
+                self.child.wait(180)
             except subprocess.TimeoutExpired:
                 self.kill()
 
@@ -201,16 +212,20 @@ class Rig:
                 self._consumer.commit(record)
         return [event for event in self._events if event.type == type_ and uid in (None, event.subject)]
 
-    def wait_for(self, type_: str, uid: str, count: int = 1, timeout_s: float = 120.0) -> list[Event]:
+    def wait_for(self, type_: str, uid: str, count: int = 1, timeout_s: float = 240.0) -> list[Event]:
         def there() -> list[Event]:
             found = self.events(type_, uid)
             return found if len(found) >= count else []
 
-        found: list[Event] = eventually(there, timeout_s)
+        def seen() -> list[str]:
+            heard = [f"{event.type} {event.data}" for event in self._events if event.subject == uid]
+            return [*heard, *(f"{process.log.name}: {process.log.read_text()[-2000:]}" for process in self._processes)]
+
+        found: list[Event] = eventually(there, timeout_s, seen=seen)
         return found
 
     def outstanding(self, dispatcher: Process) -> dict[str, Any]:
-        answer: dict[str, Any] = httpx.get(f"{dispatcher.url}/v1/outstanding", timeout=30).json()
+        answer: dict[str, Any] = httpx.get(f"{dispatcher.url}/v1/outstanding", timeout=120).json()
         return answer
 
     def unacknowledged(self) -> int:

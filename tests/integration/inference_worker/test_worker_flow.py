@@ -5,10 +5,13 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import pytest
+
 from integration.inference_worker.rig import Rig, eventually, radiograph
 from pipeline.events import REPORT_FAILED, REPORT_GENERATED, REPORT_STARTED, STUDY_SKIPPED
 
 
+@pytest.mark.timeout(1800)
 def test_a_study_becomes_a_draft_and_bad_ones_fail_with_a_reason_beside_it(rig: Rig, quick_model: Path) -> None:
     dispatcher = rig.dispatcher()
     worker = rig.worker(quick_model).wait_ready()
@@ -37,6 +40,6 @@ def test_a_study_becomes_a_draft_and_bad_ones_fail_with_a_reason_beside_it(rig: 
         text = process.log.read_text()
         assert not [uid for uid in (good, not_dicom, truncated, ct, last) if uid in text]
     worker.signal(signal.SIGTERM)
-    assert worker.child.wait(90) == 0
+    assert worker.child.wait(180) == 0
     dispatcher.signal(signal.SIGTERM)
-    assert dispatcher.child.wait(90) == 0
+    assert dispatcher.child.wait(180) == 0

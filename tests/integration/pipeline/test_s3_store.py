@@ -29,18 +29,20 @@ def server_port() -> Iterator[int]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            httpx.put(f"http://127.0.0.1:{port}/bucket", timeout=5).raise_for_status()
-            break
-        except httpx.TransportError:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-    yield port
-    process.kill()
-    process.wait(timeout=60)
+    try:
+        deadline = time.monotonic() + 240
+        while True:
+            try:
+                httpx.put(f"http://127.0.0.1:{port}/bucket", timeout=60).raise_for_status()
+                break
+            except httpx.TransportError:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture

@@ -85,7 +85,10 @@ def patient(unique: str) -> dict[str, Any]:
 
 
 def test_hapi_refuses_what_r4_forbids_and_keeps_versions_apart(hapi_url: str, unique: str) -> None:
-    with httpx.Client(base_url=hapi_url, timeout=60, trust_env=False) as http:
+    never_kept = httpx.Limits(
+        max_keepalive_connections=0
+    )  # the server may end an idle connection when it is used again
+    with httpx.Client(base_url=hapi_url, timeout=120, limits=never_kept, trust_env=False) as http:
         assert http.post("/DiagnosticReport", json={"resourceType": "DiagnosticReport"}).status_code == 422
         unknown_element = patient(unique) | {"shoeSize": 43}
         assert http.post("/Patient", json=unknown_element).status_code in (400, 422)
@@ -104,6 +107,7 @@ def test_hapi_refuses_what_r4_forbids_and_keeps_versions_apart(hapi_url: str, un
 
 @pytest.mark.needs("validator")
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 def test_validator_finds_what_is_wrong_and_passes_what_is_right(tmp_path: Path, unique: str) -> None:
     contents = {
         "right.json": json.dumps(patient(unique)),
@@ -131,13 +135,13 @@ def receiver(orthanc: Any, free_port: Callable[[], int], unique: str) -> Iterato
     entity.add_supported_context(CTImageStorage, [ExplicitVRLittleEndian, JPEG2000Lossless])
     port = free_port()
     entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, store)])
-    modality = f"{orthanc.url}/modalities/auto-{unique}"
-    httpx.put(modality, json={"AET": "RECEIVER", "Host": "127.0.0.1", "Port": port}, trust_env=False).raise_for_status()
+    modality, here = f"{orthanc.url}/modalities/auto-{unique}", {"AET": "RECEIVER", "Host": "127.0.0.1", "Port": port}
     try:
+        httpx.put(modality, json=here, timeout=120, trust_env=False).raise_for_status()
         yield arrived
     finally:
-        httpx.delete(modality, trust_env=False).raise_for_status()
         entity.shutdown()
+        httpx.delete(modality, timeout=120, trust_env=False).raise_for_status()
 
 
 def instance(transfer_syntax: UID, unique: str) -> Dataset:
@@ -160,32 +164,30 @@ def test_orthanc_stores_and_forwards_as_received(
 ) -> None:
     dataset = instance(transfer_syntax, unique)
     sender = AE(ae_title="SENDER")
+    sender.acse_timeout = sender.dimse_timeout = sender.network_timeout = 120
     sender.add_requested_context(CTImageStorage, transfer_syntax)
     association = sender.associate(orthanc.host, orthanc.dicom_port, ae_title=orthanc.aet)
     assert association.is_established
     status = association.send_c_store(dataset)
     association.release()
     assert status.Status == 0x0000
-    wait_for(lambda: receiver)
-    assert receiver == [(dataset.SOPInstanceUID, transfer_syntax)]
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 90
-    while not condition():
-        assert time.monotonic() < end, "nothing arrived"
+    end = time.monotonic() + 120
+    # The archive forwards what other test runs send to it, too.
+    while not (mine := [entry for entry in receiver if entry[0] == dataset.SOPInstanceUID]):
+        assert time.monotonic() < end, f"of what was sent nothing arrived; arrived is {receiver}"
         time.sleep(0.05)
+    assert mine == [(dataset.SOPInstanceUID, transfer_syntax)]
 
 
 def test_dcmtk_reaches_orthanc(orthanc: Any, dcmtk: Callable[[str], str]) -> None:
     subprocess.run(
-        [dcmtk("echoscu"), "-aec", orthanc.aet, orthanc.host, str(orthanc.dicom_port)], check=True, timeout=90
+        [dcmtk("echoscu"), "-aec", orthanc.aet, orthanc.host, str(orthanc.dicom_port)], check=True, timeout=240
     )
 
 
 @pytest.mark.needs("chromium")
 def test_chromium_starts(chromium: str) -> None:
-    version = subprocess.run([chromium, "--version"], check=True, capture_output=True, text=True, timeout=60).stdout
+    version = subprocess.run([chromium, "--version"], check=True, capture_output=True, text=True, timeout=240).stdout
     assert "Chrom" in version
 
 

@@ -18,6 +18,7 @@ from servers import env, probe
 
 SCRIPT = env.REPOSITORY / "scripts" / "services.sh"
 
+pytestmark = pytest.mark.timeout(1800)
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -35,7 +36,7 @@ def settings(tmp_path: Path, free_port: Callable[[], int]) -> dict[str, str]:
 @pytest.fixture
 def run(settings: dict[str, str]) -> Iterator[Run]:
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([SCRIPT, *arguments], env=settings, capture_output=True, text=True, timeout=120)
+        return subprocess.run([SCRIPT, *arguments], env=settings, capture_output=True, text=True, timeout=600)
 
     yield call
     ended = call("wipe")
@@ -72,7 +73,7 @@ def test_two_starts_at_once_start_one_server(settings: dict[str, str], run: Run)
     both = [
         subprocess.Popen([SCRIPT, "start", "redis"], env=settings, stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]
-    said = sorted(each.communicate(timeout=120)[0] for each in both)
+    said = sorted(each.communicate(timeout=600)[0] for each in both)
     assert [each.returncode for each in both] == [0, 0]
     assert "ready in" in said[0]
     assert "runs already" in said[1]
@@ -113,7 +114,7 @@ def test_a_port_in_use_is_named_and_the_others_start(settings: dict[str, str], r
 
 @pytest.mark.needs("redis")
 def test_a_foreign_process_id_is_not_touched(settings: dict[str, str], run: Run) -> None:
-    bystander = subprocess.Popen(["sleep", "60"])
+    bystander = subprocess.Popen(["sleep", "3600"])
     try:
         folder = Path(settings["ECHO_CXR_SERVICES_DIR"]) / "redis"
         folder.mkdir(parents=True)

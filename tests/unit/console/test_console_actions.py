@@ -12,6 +12,7 @@ from console.adapters.actions import Actions
 from console.domain.actions import actions_of
 from console.domain.facts import fact_of
 from pipeline.events import REPORT_GENERATED, REPORT_STARTED, STUDY_COMPLETED, Event
+from servers.hasty import hasty_server
 from unit.console.study_events import StudyEvents
 from unit.console.web_client import Console
 
@@ -170,3 +171,13 @@ def test_without_addresses_there_are_no_buttons(tmp_path: Path) -> None:
     assert "<button" not in console.http.get(f"/studies/{study.uid}").text
     assert console.http.post(f"/studies/{study.uid}/release").status_code == 409
     console.close()
+
+
+def test_a_service_that_ends_an_idle_connection_is_asked_on_a_new_one() -> None:
+    study = StudyEvents()
+    facts = [fact_of(study.completed()), fact_of(study.held())]
+    with hasty_server() as dispatcher:
+        actions = Actions({"dispatcher": dispatcher})
+        for _ in range(2):
+            actions.do(facts, "release")  # raises unless it was done
+        actions.close()

@@ -1,9 +1,10 @@
-"""A service for tests of the runner. Argument: what its loop does (`work`, `die`, `leave`, `exit`)."""
+"""A service for tests of the runner. Argument: what its loop does (`work`, `die`, `leave`, `exit`, `aside`)."""
 
 import logging
 import signal
 import sys
 import threading
+import time
 
 from pipeline.service import ServiceRunner
 from pipeline.settings import CommonSettings, load_settings
@@ -15,6 +16,11 @@ def loop(stop: threading.Event) -> None:
         raise ValueError("Doe^John")
     if what == "exit":
         raise SystemExit(3)
+    if what == "aside":  # a signal may be given to any thread; the main thread sleeps by now
+        runner.ready.wait()
+        time.sleep(0.5)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        stop.wait()
     if what == "work":
         stop.wait()
         logging.getLogger("example").info("drained")

@@ -63,6 +63,16 @@ def test_a_signal_at_any_moment_is_heard() -> None:
     assert [each for each in messages if each in ("handled", "stopped")] == ["handled", "stopped"]
 
 
+def test_a_signal_that_another_thread_gets_is_heard() -> None:
+    process = start("aside")
+    try:
+        _, log = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, log
+    assert json.loads(log.splitlines()[-1])["message"] == "stopped"
+
+
 def test_a_failing_check_is_named_without_its_text() -> None:
     process = start("work", "unready")
     url = f"http://127.0.0.1:{until_ready(process)['http_port']}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -89,6 +91,34 @@ def test_absent_servers_skip_tests_unless_all_are_required(tmp_path: Path) -> No
     broken = {name for name, kind in required.items() if kind in ("failure", "error")}
     assert broken == skipped - {"test_fails_as_expected"}
     assert required["test_passes"] == "passed"
+
+
+NEEDS = """
+import pytest
+
+@pytest.mark.needs("redis")
+def test_needs_a_slow_server():
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_a_server_that_is_slow_to_answer_is_asked_again(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer_the_second_time() -> None:
+            first, _ = server.accept()
+            second, _ = server.accept()
+            with first, second:
+                second.recv(100)
+                second.sendall(b"+PONG\r\n")
+
+        threading.Thread(target=answer_the_second_time, daemon=True).start()
+        impatient = "from servers import probe\n\nprobe.ANSWER_S = 0.2\n"
+        files = {"integration/conftest.py": impatient, "integration/test_slow.py": NEEDS}
+        url = f"redis://127.0.0.1:{server.getsockname()[1]}"
+        done = run(tmp_path, files, {"ECHO_TEST_REDIS_URL": url, "REQUIRE_SERVICES": "1"})
+        assert "1 passed" in done.stdout, done.stdout
 
 
 FLAKY = """

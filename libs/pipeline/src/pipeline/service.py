@@ -29,6 +29,7 @@ Loop = Callable[[threading.Event], None]
 """Runs until the event is set."""
 
 _DRAIN_S = 60.0
+_LOOK_S = 1.0
 _T = TypeVar("_T")
 
 
@@ -116,7 +117,9 @@ class ServiceRunner:
             on_ready()
         self.ready.set()
         log.info("ready", extra={"http_port": server.port, **(ready_fields or {})})
-        self.stop.wait()
+        # Not without end: a signal that another thread was given is handled when this one wakes.
+        while not self.stop.wait(_LOOK_S):
+            pass
         log.info("stopping")
         self.ready.clear()
         if before_join is not None:

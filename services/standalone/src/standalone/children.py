@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _LOG_LIMIT = 10 * 2**20
+_KILLED_S = 30.0  # a killed process ends when the kernel gets to it; longer, and it hangs in a device
 _WRONG_SETTING = 2  # exit status by which every service says that a restart will not help
 
 
@@ -40,7 +42,8 @@ class ChildSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     before_start: Callable[[], None] | None = None
     """Run before every start: what a dead predecessor left is put right here."""
-    ready_timeout_s: float = 180.0
+    ready_timeout_s: float = 600.0
+    """All start together, and the worker loads its model: minutes on a machine that does much else."""
     stop_timeout_s: float = 60.0
 
 
@@ -123,14 +126,25 @@ def end_leftovers(run_dir: Path) -> list[str]:
         with contextlib.suppress(psutil.NoSuchProcess, ValueError, KeyError):
             content = json.loads(record.read_text())
             process = psutil.Process(content["pid"])
-            if abs(process.create_time() - content["created"]) < 1.0:
-                for member in [*process.children(recursive=True), process]:
+            if abs(process.create_time() - content["created"]) < 1.0 and not _is_over(process):
+                family = [*process.children(recursive=True), process]
+                for member in family:
                     with contextlib.suppress(psutil.NoSuchProcess):
                         member.kill()
-                process.wait(10)
+                until = time.monotonic() + _KILLED_S
+                while not all(map(_is_over, family)) and time.monotonic() < until:
+                    time.sleep(0.02)
                 ended.append(record.name.removesuffix(".pid.json"))
         record.unlink()
     return ended
+
+
+def _is_over(process: psutil.Process) -> bool:
+    """Whether it holds nothing more: its threads have ended, too, and at most its new parent has to ask after it."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1)
+    except psutil.NoSuchProcess:
+        return True
 
 
 class Supervisor:

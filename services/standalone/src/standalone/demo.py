@@ -218,7 +218,12 @@ def demo(options: DemoOptions) -> int:
             highlight=False,
             soft_wrap=True,
         )
-        with httpx.Client(base_url=base, timeout=30.0) as client, tempfile.TemporaryDirectory() as scratch:
+        # Connections are not kept: the server may end an idle one in the moment in which it is used again.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        with (
+            httpx.Client(base_url=base, timeout=30.0, limits=limits) as client,
+            tempfile.TemporaryDirectory() as scratch,
+        ):
             for title, path in (
                 ("A real radiograph (NIH Clinical Center, ChestX-ray14)", REAL_RADIOGRAPH),
                 ("A phantom with findings (synthetic)", make_phantom(Path(scratch))),
@@ -243,5 +248,5 @@ def demo(options: DemoOptions) -> int:
         if process is not None and process.poll() is None:
             console.print("Stopping ...")
             process.terminate()
-            process.wait(60)
+            process.wait()  # it gives each of its children a minute, one after the other
             console.print(f"Stopped cleanly after {time.monotonic() - started:.0f} s in all.")

@@ -177,12 +177,12 @@ def serve(options: ServeOptions) -> int:
     except (DataDirInUse, OSError) as error:
         sys.stderr.write(f"cannot serve --data-dir {options.data_dir}: {error}\n")
         return 2
+    if ended := end_leftovers(data.run):  # before the ports are looked at, which it may hold
+        log.warning("ended what a killed supervisor had left", extra={"children": ended})
     http_socket = claim_port(options.host, options.http_port, "--http-port")
     claim_port(
         options.host, options.dicom_port, "--dicom-port"
     ).close()  # the listener binds it; say so early if it cannot
-    if ended := end_leftovers(data.run):
-        log.warning("ended what a killed supervisor had left", extra={"children": ended})
 
     clock, stop, ready = SystemClock(), threading.Event(), threading.Event()
     on_end_signals(stop.set)

@@ -100,7 +100,9 @@ class CeleryWorker:
                 self.consuming.clear()
                 stop.wait(_RESTART_PAUSE_S)
                 state.reset_state()
-                state.should_stop = 0 if stop.is_set() else None
+                state.should_stop = None
+                if stop.is_set():  # asked in this order: what `warn` says from here on must not be taken back
+                    state.should_stop = 0
                 self._app.pool.force_close_all()
                 self._controller = self._new_controller()
                 self._controller.start()
