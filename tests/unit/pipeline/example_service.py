@@ -1,4 +1,4 @@
-"""A service for tests of the runner. Argument: what its loop does (`work`, `die`, `leave`, `exit`)."""
+"""A service for tests of the runner. Argument: `work`, `interrupted`, or how its loop ends (`die`, `leave`, `exit`)."""
 
 import logging
 import signal
@@ -15,7 +15,7 @@ def loop(stop: threading.Event) -> None:
         raise ValueError("Doe^John")
     if what == "exit":
         raise SystemExit(3)
-    if what == "work":
+    if what in ("work", "interrupted"):
         stop.wait()
         logging.getLogger("example").info("drained")
 
