@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _LOG_LIMIT = 10 * 2**20
+_KILLED_S = 60.0  # until a killed process is gone: it may have gigabytes to give back to a busy machine
 _WRONG_SETTING = 2  # exit status by which every service says that a restart will not help
 
 
@@ -127,7 +128,7 @@ def end_leftovers(run_dir: Path) -> list[str]:
                 for member in [*process.children(recursive=True), process]:
                     with contextlib.suppress(psutil.NoSuchProcess):
                         member.kill()
-                process.wait(10)
+                process.wait(_KILLED_S)
                 ended.append(record.name.removesuffix(".pid.json"))
         record.unlink()
     return ended

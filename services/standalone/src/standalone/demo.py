@@ -243,5 +243,5 @@ def demo(options: DemoOptions) -> int:
         if process is not None and process.poll() is None:
             console.print("Stopping ...")
             process.terminate()
-            process.wait(60)
+            process.wait(_TIMEOUT_S)
             console.print(f"Stopped cleanly after {time.monotonic() - started:.0f} s in all.")

@@ -35,7 +35,9 @@ class Gateway:
         self._ready = ready
         # No time-out for reading: the console's event stream stays open. Children are local and supervised.
         self._client = httpx.AsyncClient(
-            timeout=httpx.Timeout(10.0, read=None), limits=httpx.Limits(max_connections=200)
+            timeout=httpx.Timeout(10.0, read=None),
+            # An idle connection is given up before the EHR does so (5 s): one that both end at once fails.
+            limits=httpx.Limits(max_connections=200, keepalive_expiry=4.0),
         )
         self._health = httpx.AsyncClient(timeout=5.0)
 
