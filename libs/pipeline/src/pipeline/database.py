@@ -112,7 +112,9 @@ class Database:
 
 def _sqlite_engine(url: sa.URL, synchronous: str) -> Engine:
     # Few are kept, and the last used first: only one writes at a time, and each keeps up to 2 MB of pages in memory.
-    engine = sa.create_engine(url, connect_args={"timeout": _LOCKED_S}, pool_size=3, max_overflow=27, pool_use_lifo=True)
+    engine = sa.create_engine(
+        url, connect_args={"timeout": _LOCKED_S}, pool_size=3, max_overflow=27, pool_use_lifo=True
+    )
 
     @sa.event.listens_for(engine, "connect")
     def _connect(connection: sqlite3.Connection, _record: object) -> None:
