@@ -14,7 +14,6 @@ from unit.echo_model import parallel_job
 TESTS = Path(__file__).parents[2]
 
 
-@pytest.mark.timeout(900)
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     parallel_job.main(tmp_path / "one.pt")
     env = os.environ | {

@@ -118,7 +118,6 @@ def test_all_stages_end_in_a_checkpoint_that_reports_and_is_evaluated(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_run_killed_in_the_middle_goes_on_as_if_it_had_not_been(place: Path, tmp_path: Path) -> None:
     train("rad", config(place, tmp_path, name="whole", samples=32))
     file = toml(place, tmp_path, name="killed", samples=32, save_minutes=0)
@@ -188,7 +187,6 @@ def test_bfloat16_and_adapters(place: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_two_processes_sharded_or_not_train_as_one(place: Path, tmp_path: Path) -> None:
     plans: list[tuple[StageName, str, dict[str, Any]]] = [
         ("rad", "copied", {"checked": 1}),
