@@ -13,10 +13,12 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from servers import cut_proxy
 from servers.cut_proxy import CutProxy
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
@@ -189,29 +191,42 @@ def echo_server() -> Iterator[str]:
 def test_a_proxy_carries_until_it_is_cut_and_again_afterwards(echo_server: str) -> None:
     proxy = CutProxy(echo_server)
     try:
-        with socket.create_connection(("127.0.0.1", proxy.port), timeout=30) as before:
+        with socket.create_connection(("127.0.0.1", proxy.port), timeout=60) as before:
             before.sendall(b"one")
             assert before.recv(16) == b"one"
             proxy.cut()
             assert not _answers(before)
-        with socket.create_connection(("127.0.0.1", proxy.port), timeout=30) as after:
+        with socket.create_connection(("127.0.0.1", proxy.port), timeout=60) as after:
             after.sendall(b"two")
             assert after.recv(16) == b"two"
     finally:
         proxy.close()
 
 
-def test_a_proxy_that_is_cut_carries_nothing_new(echo_server: str) -> None:
+def test_a_proxy_that_is_cut_carries_nothing_new(echo_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_cut, carry_again, lengths = threading.Event(), threading.Event(), []
+
+    def sleep(seconds: float) -> None:
+        lengths.append(seconds)
+        is_cut.set()
+        carry_again.wait()
+
+    monkeypatch.setattr(cut_proxy, "time", SimpleNamespace(sleep=sleep))
     proxy = CutProxy(echo_server)
     cutting = threading.Thread(target=proxy.cut, args=(3.0,))
     cutting.start()
     try:
-        refused = False
-        while cutting.is_alive() and not refused:
-            with socket.create_connection(("127.0.0.1", proxy.port), timeout=30) as during:
-                refused = not _answers(during)
-        assert refused
+        assert is_cut.wait(120)
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", proxy.port), timeout=60) as during:
+                assert not _answers(during)
+        carry_again.set()
+        cutting.join()
+        assert lengths == [3.0]
+        with socket.create_connection(("127.0.0.1", proxy.port), timeout=60) as after:
+            assert _answers(after)
     finally:
+        carry_again.set()
         cutting.join()
         proxy.close()
 

@@ -383,13 +383,13 @@ def test_an_image_that_many_ask_for_at_once_is_rendered_once(console: Console, t
     class Slow(LocalObjectStore):
         def open(self, key: str) -> IO[bytes]:
             opened.release()
-            assert let_go.wait(10)
+            assert let_go.wait(120)
             return super().open(key)
 
     service = ImageService(lambda: Slow(tmp_path / "objects"), max_pixels=LIMIT)
     with ThreadPoolExecutor(4) as people:
         pictures = [people.submit(service.png, images[0]) for _ in range(4)]
-        assert opened.acquire(timeout=10)
+        assert opened.acquire(timeout=120)
         let_go.set()
         assert len({picture.result() for picture in pictures}) == 1
     assert not opened.acquire(blocking=False)

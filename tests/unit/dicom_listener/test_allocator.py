@@ -28,6 +28,6 @@ libc.malloc_stats()
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is asked")
 @pytest.mark.parametrize("how", ["settled", "left"])
 def test_threads_share_two_arenas(how: str) -> None:
-    done = subprocess.run([sys.executable, "-c", THREADS, how], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", THREADS, how], capture_output=True, text=True, timeout=120, check=True)
     arenas = sum(line.startswith("Arena ") for line in done.stderr.splitlines())
     assert (arenas <= 2) == (how == "settled")

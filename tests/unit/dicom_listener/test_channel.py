@@ -14,6 +14,8 @@ import pytest
 from dicom_listener.adapters.channel import Channel, ChannelClosed
 from pipeline.errors import TransientError
 
+WAIT_S = 120
+
 
 @contextmanager
 def connected(**handlers: Callable[..., Any]) -> Iterator[tuple[Channel, Channel]]:
@@ -24,11 +26,10 @@ def connected(**handlers: Callable[..., Any]) -> Iterator[tuple[Channel, Channel
     for thread in threads:
         thread.start()
     yield asking, answering
-    for end in (ours, theirs):
-        if not end.closed:
-            end.send_bytes(b"")  # no message: whoever reads it ends
+    ours.send_bytes(b"")  # no message: the one who reads it ends, which ends the other
     for thread in threads:
-        thread.join(10)
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
 
 
 def test_what_was_told_comes_before_what_is_asked_later() -> None:
@@ -36,7 +37,7 @@ def test_what_was_told_comes_before_what_is_asked_later() -> None:
     with connected(hear=heard.append, heard=lambda: list(heard)) as (asking, _):
         for number in range(100):
             asking.tell("hear", number)
-        assert asking.ask("heard", timeout=10) == list(range(100))
+        assert asking.ask("heard", timeout=WAIT_S) == list(range(100))
 
 
 def test_what_was_told_waits_for_the_next_message_or_a_flush() -> None:
@@ -51,11 +52,11 @@ def test_what_was_told_waits_for_the_next_message_or_a_flush() -> None:
         asking.tell("hear", "later")
         assert not news.wait(0.05)
         asking.tell("hear", "soon", soon=True)
-        assert news.wait(10)
+        assert news.wait(WAIT_S)
         news.clear()
         asking.tell("hear", "flushed")
         asking.flush()
-        assert news.wait(10)
+        assert news.wait(WAIT_S)
     assert heard == ["later", "soon", "flushed"]
 
 
@@ -63,11 +64,11 @@ def test_a_slow_answer_does_not_hold_up_others() -> None:
     slow: Future[str] = Future()
     with connected(slow=lambda: slow, quick=lambda: "quick") as (asking, _):
         answers: list[str] = []
-        waiting = threading.Thread(target=lambda: answers.append(asking.ask("slow", timeout=10)))
+        waiting = threading.Thread(target=lambda: answers.append(asking.ask("slow", timeout=WAIT_S)))
         waiting.start()
-        assert asking.ask("quick", timeout=10) == "quick"
+        assert asking.ask("quick", timeout=WAIT_S) == "quick"
         slow.set_result("slow")
-        waiting.join(10)
+        waiting.join(WAIT_S)
     assert answers == ["slow"]
 
 
@@ -79,7 +80,7 @@ def test_an_error_is_raised_where_the_question_came_from(raised: Exception, expe
         raise raised
 
     with connected(fail=fail) as (asking, _), pytest.raises(expected, match=type(raised).__name__):
-        asking.ask("fail", timeout=10)
+        asking.ask("fail", timeout=WAIT_S)
 
 
 def test_without_an_answer_in_time() -> None:
@@ -97,7 +98,7 @@ def test_whoever_waits_is_told_when_the_other_end_is_gone() -> None:
 
     def ask() -> None:
         try:
-            asking.ask("anything", timeout=10)
+            asking.ask("anything", timeout=WAIT_S)
         except TransientError as error:
             errors.append(error)
 
@@ -105,8 +106,8 @@ def test_whoever_waits_is_told_when_the_other_end_is_gone() -> None:
     waiting.start()
     assert theirs.recv()  # it has been asked
     theirs.close()
-    waiting.join(10)
-    running.join(10)
+    waiting.join(WAIT_S)
+    running.join(WAIT_S)
     assert [type(error) for error in errors] == [ChannelClosed]
     with pytest.raises(ChannelClosed):
         asking.ask("anything")
@@ -122,14 +123,14 @@ def test_long_messages_that_cross_do_not_wait_for_each_other() -> None:
         threading.Thread(target=each.run, daemon=True).start()
     answers: list[int] = []
     asking = [
-        threading.Thread(target=lambda each=each: answers.append(each.ask("size", LONG, timeout=60)), daemon=True)
+        threading.Thread(target=lambda each=each: answers.append(each.ask("size", LONG, timeout=WAIT_S)), daemon=True)
         for each in ends
         for _ in range(5)
     ]
     for thread in asking:
         thread.start()
     for thread in asking:
-        thread.join(60)
+        thread.join(WAIT_S)
     assert answers == [len(LONG)] * 10
 
 
@@ -138,11 +139,11 @@ def test_nobody_waits_for_a_long_message_that_is_not_read() -> None:
     channel = Channel(ours, {})
     telling = threading.Thread(target=lambda: channel.tell("hear", LONG, soon=True), daemon=True)
     telling.start()
-    assert theirs.poll(10)  # begun
+    assert theirs.poll(WAIT_S)  # begun
     with pytest.raises(TimeoutError):
         channel.ask("check", timeout=0.1)
     channel.tell("hear", soon=True)
     assert telling.is_alive()
     theirs.close()
-    telling.join(10)
+    telling.join(WAIT_S)
     assert not telling.is_alive()

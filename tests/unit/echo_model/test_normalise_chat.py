@@ -87,7 +87,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def _normaliser(server: Server, **options: Any) -> ChatNormaliser:
-    return ChatNormaliser(ChatEndpoint(server.url, "some-model", **({"timeout": 10.0, "pause": 0.0} | options)))
+    return ChatNormaliser(ChatEndpoint(server.url, "some-model", **({"timeout": 60.0, "pause": 0.0} | options)))
 
 
 def _content(**changes: Any) -> dict[str, Any]:
@@ -200,30 +200,29 @@ def test_a_redirect_takes_neither_report_nor_key_elsewhere(server: Server, monke
 
 
 def test_silence_ends_at_the_time_limit(server: Server) -> None:
-    server.answers = [lambda handler: server.over.wait(30) and None]
+    server.answers = [lambda handler: server.over.wait() and None]
     result = _normaliser(server, timeout=0.2, attempts=2).normalise(REPORT)
     assert (result.backend, result.notes) == ("rules", ("no answer within 0.2 s",))
+    deadline = time.monotonic() + 120
+    while len(server.asked) < 2 and time.monotonic() < deadline:  # its threads may read a question later than that
+        time.sleep(0.01)
     assert len(server.asked) == 2
 
 
 def test_an_answer_drop_by_drop_ends_at_the_time_limit(server: Server) -> None:
     def drip(handler: Handler) -> None:
         handler.send_response(200)
-        handler.send_header("Content-Length", "1000")
+        handler.send_header("Content-Length", str(10**6))
         handler.end_headers()
-        for _ in range(1000):
-            if server.over.wait(0.05):
-                return
+        while not server.over.wait(0.05):
             try:
                 handler.wfile.write(b" ")
             except OSError:
                 return
 
     server.answers = [drip]
-    started = time.monotonic()
     result = _normaliser(server, timeout=0.3, attempts=1).normalise(REPORT)
-    assert result.notes == ("no answer within 0.3 s",)
-    assert time.monotonic() - started < 30  # the whole of it would take 50
+    assert result.notes == ("no answer within 0.3 s",)  # the whole of it would take half a day
 
 
 def test_a_flood_is_cut_off(server: Server) -> None:
@@ -242,7 +241,7 @@ def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        endpoint = ChatEndpoint(f"http://127.0.0.1:{free.getsockname()[1]}/v1", "m", timeout=5, pause=0)
+        endpoint = ChatEndpoint(f"http://127.0.0.1:{free.getsockname()[1]}/v1", "m", timeout=60, pause=0)
         result = ChatNormaliser(endpoint).normalise(REPORT)
     assert (result.backend, result.notes) == ("rules", ("the endpoint is not reached (ConnectionRefusedError)",))
 

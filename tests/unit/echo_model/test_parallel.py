@@ -1,7 +1,6 @@
 """Two processes over gloo do the updates that one does: same losses, same weights."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,15 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from servers.ports import free_port
 from unit.echo_model import parallel_job
 
 TESTS = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
@@ -37,11 +31,12 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     ]
     try:
         for process in ranks:
-            _, errors = process.communicate(timeout=240)
+            _, errors = process.communicate(timeout=600)
             assert process.returncode == 0, errors.decode()[-2000:]
     finally:
         for process in ranks:
-            process.kill()
+            with process:  # closes its pipe, and waits
+                process.kill()
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
     assert (one["world"], two["world"]) == (1, 2)
     for stage in ("ar", "rad", "dcd"):

@@ -21,9 +21,9 @@ from echo_model.training.commands import train
 from echo_model.training.config import StageName, TrainConfig, TrainConfigError, read_config
 from echo_model.training.loop import Stopped
 from echo_model.weights import canonical_key
+from servers.ports import free_port
 from unit.echo_model import study_parallel_job
 from unit.echo_model.study_corpus import stock_model, stock_tokenizer, write_corpus, write_stock, write_toml
-from unit.echo_model.test_parallel import free_port
 
 TESTS = Path(__file__).parents[2]
 SMALL: dict[str, Any] = {"max_pixels": 56 * 84, "longest": 96, "loaders": 2, "checked": 0, "validated": 2}
@@ -79,6 +79,14 @@ def last(curve: Path, key: str) -> Any:
     return [line[key] for line in map(json.loads, curve.read_text("utf-8").splitlines()) if key in line][-1]
 
 
+def mean(curve: Path, key: str) -> float:
+    """Over all steps: a line is the mean of those since the line before, and how many lines there are takes time."""
+    lines = [line for line in map(json.loads, curve.read_text("utf-8").splitlines()) if key in line]
+    steps = [0, *(line["step"] for line in lines)]
+    total = sum(line[key] * (step - before) for line, before, step in zip(lines, steps, steps[1:], strict=False))
+    return float(total / steps[-1])
+
+
 def test_all_stages_end_in_a_checkpoint_that_reports_and_is_evaluated(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,9 +101,8 @@ def test_all_stages_end_in_a_checkpoint_that_reports_and_is_evaluated(
         check = last(place / "work" / f"{stage}.jsonl", "check")
         assert check["loss"] > 0
         assert ("rouge_l" in check) == (stage != "dcd")
-    # a fast machine writes one line a stage, the mean of all its steps; an untrained model begins above 5
-    assert last(place / "work" / "rad.jsonl", "loss") < 3.0
-    assert last(place / "work" / "dcd.jsonl", "agree") > 0.3
+    assert mean(place / "work" / "rad.jsonl", "loss") < 3.0  # an untrained model begins above 5
+    assert mean(place / "work" / "dcd.jsonl", "agree") > 0.3
     views = [str(place / "raw" / f"1-{view}.png") for view in ("frontal", "lateral")]
     assert main(["generate", "--model", str(place / "dcd"), "--study", "--json", *views]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -111,12 +118,12 @@ def test_all_stages_end_in_a_checkpoint_that_reports_and_is_evaluated(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_run_killed_in_the_middle_goes_on_as_if_it_had_not_been(place: Path, tmp_path: Path) -> None:
     train("rad", config(place, tmp_path, name="whole", samples=32))
     file = toml(place, tmp_path, name="killed", samples=32, save_minutes=0)
     job = [sys.executable, study_parallel_job.__file__, str(file)]
-    process = subprocess.Popen(job, env=os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"})
+    env = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "HOLD_AFTER_STEPS": "4"}
+    process = subprocess.Popen(job, env=env)
     states = tmp_path / "work-killed" / "rad.states"
     deadline = time.monotonic() + 600
     try:
@@ -127,8 +134,6 @@ def test_a_run_killed_in_the_middle_goes_on_as_if_it_had_not_been(place: Path, t
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    if (tmp_path / "killed").exists():  # it was too quick
-        pytest.fail("the run ended before it could be killed")
     with pytest.raises(TrainConfigError, match="--resume"):
         train("rad", config(place, tmp_path, name="killed", samples=32))
     train("rad", config(place, tmp_path, name="killed", samples=32), resume=True)
@@ -161,7 +166,7 @@ def test_parts_checkpointing_and_reading_anew_change_nothing_but_rounding(place:
         one, two = weights(tmp_path / "whole"), weights(tmp_path / name)
         for key, value in one.items():
             assert torch.allclose(value, two[key], atol=2e-4), (name, key)
-        losses = [last(tmp_path / f"work-{work}" / "rad.jsonl", "loss") for work in ("whole", name)]
+        losses = [mean(tmp_path / f"work-{work}" / "rad.jsonl", "loss") for work in ("whole", name)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
@@ -182,7 +187,6 @@ def test_bfloat16_and_adapters(place: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_two_processes_sharded_or_not_train_as_one(place: Path, tmp_path: Path) -> None:
     plans: list[tuple[StageName, str, dict[str, Any]]] = [
         ("rad", "copied", {"checked": 1}),
@@ -212,9 +216,10 @@ def test_two_processes_sharded_or_not_train_as_one(place: Path, tmp_path: Path) 
             assert process.returncode == 0, errors.decode()[-3000:]
     finally:
         for process in ranks:
-            process.kill()
+            with process:  # closes its pipe, and waits
+                process.kill()
     for stage, name, _ in plans:
-        losses = [last(tmp_path / f"work-{name}-{world}" / f"{stage}.jsonl", "loss") for world in (1, 2)]
+        losses = [mean(tmp_path / f"work-{name}-{world}" / f"{stage}.jsonl", "loss") for world in (1, 2)]
         assert losses[1] == pytest.approx(losses[0], rel=1e-3), name
         one, two = (weights(tmp_path / f"{name}-{world}") for world in (1, 2))
         assert one.keys() == two.keys()

@@ -301,6 +301,20 @@ def test_missing_phantoms_without_a_generator_are_an_error(corpus: Corpus) -> No
         corpus.batch(corpus.rows(0, 2))
 
 
+def test_a_generator_that_has_just_done_its_work_is_not_missed(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ending:
+        """Writes the last phantom and ends while it is asked whether it lives."""
+
+        def is_alive(self) -> bool:
+            corpus.fill()
+            return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "_process", Ending())
+        images, _, _ = corpus.batch(corpus.rows(0, 2))
+    assert np.array_equal(images[1], model_pixels(generate_phantom(3, 1).image))
+
+
 def test_a_corpus_of_another_size_is_refused(corpus: Corpus) -> None:
     with pytest.raises(ValueError, match="another work folder"):
         Corpus(corpus.folder, 3, 7)

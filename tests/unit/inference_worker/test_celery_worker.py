@@ -1,57 +1,72 @@
-"""Celery's loop inside the worker: started anew, and stopped in that very moment."""
+"""How Celery is told to stop and what it has in hand, at the worst moments."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from celery.worker import state
 
 from inference_worker.adapters import celery_worker
-from inference_worker.adapters.celery_worker import CeleryWorker, make_app
-
-
-class EndsByItself:
-    """In place of Celery's worker; remembers whether it was told to stop when it began."""
-
-    told: list[object]
-
-    def start(self) -> None:
-        self.told.append(state.should_stop)
-
-
-class SetMeanwhile(threading.Event):
-    """Set, and heard by who waits for it, right behind the back of who asks whether it is set after a pause."""
-
-    paused = False
-
-    def is_set(self) -> bool:
-        was = super().is_set()
-        if self.paused and not was:
-            self.set()
-            deadline = time.monotonic() + 60
-            while state.should_stop is None:
-                assert time.monotonic() < deadline, "nobody told Celery to stop"
-                time.sleep(0.001)
-        return was
-
-    def wait(self, timeout: float | None = None) -> bool:
-        self.paused = timeout is not None
-        return super().wait(None if timeout is None else 0)
+from inference_worker.adapters.celery_worker import CeleryWorker
 
 
 @pytest.fixture(autouse=True)
-def own_state() -> Iterator[None]:
+def celery_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As a process has it that runs no worker, afterwards too."""
+    monkeypatch.setattr(state, "should_stop", None)
     yield
-    state.should_stop = None
+    for thread in threading.enumerate():
+        if thread.name == "celery-stop":
+            thread.join()
 
 
-def test_a_stop_while_celery_is_started_anew_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    EndsByItself.told = []
-    monkeypatch.setattr(celery_worker, "WorkController", lambda **_: EndsByItself())
-    worker = CeleryWorker(make_app("redis://127.0.0.1:1/0", 60, 1, lambda *_: None))
-    worker.run(SetMeanwhile())
-    assert EndsByItself.told == [None, 0]
+class StopJustThen(threading.Event):
+    """Is set, and Celery told, after the worker has looked for the last time before it starts Celery anew."""
+
+    looks = 0
+
+    def is_set(self) -> bool:
+        was = super().is_set()
+        self.looks += 1
+        if self.looks == 2 and not was:
+            self.set()
+            state.should_stop = 0
+        return was
+
+
+def test_a_stop_while_celery_is_started_anew_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = StopJustThen()
+    seen: list[object] = []
+
+    class Controller:
+        def start(self) -> None:
+            seen.append(state.should_stop)
+
+    monkeypatch.setattr(CeleryWorker, "_new_controller", lambda _: Controller())
+    monkeypatch.setattr(celery_worker, "_RESTART_PAUSE_S", 0.0)
+    app: Any = SimpleNamespace(pool=SimpleNamespace(force_close_all=lambda: None))
+    worker = CeleryWorker(app)
+    worker.run(stop)
+    assert seen == [None, 0]
     assert worker.drained.is_set()
+
+
+def test_tasks_that_end_while_they_are_counted_do_not_keep_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shrinking:
+        """Loses one while it is walked over."""
+
+        def __init__(self) -> None:
+            self.there = {"ended", "first"}
+
+        def __iter__(self) -> Iterator[str]:
+            for each in self.there:
+                yield each
+                self.there.discard("ended")
+
+    monkeypatch.setattr(state, "reserved_requests", Shrinking())
+    monkeypatch.setattr(state, "active_requests", {"second"})
+    assert celery_worker._in_hand() == {"first", "second"}

@@ -253,6 +253,13 @@ def test_a_bus_that_stays_away_sends_the_task_back(world: World) -> None:
     assert world.clock.monotonic() < 121
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def test_unknown_flags_are_named() -> None:
     assert notices(["brand_new", "brand_new"]) == ["The draft carries the flag brand_new."]
 
@@ -264,24 +271,27 @@ def test_a_suspect_works_alone() -> None:
     def first() -> None:
         with gate.hold(alone=False):
             first_inside.set()
-            let_go.wait(10)
+            let_go.wait(120)
             order.write("a")
 
     def suspect() -> None:
         with gate.hold(alone=True):
             order.write("s")
 
-    threads = [threading.Thread(target=first), threading.Thread(target=suspect)]
+    def late() -> None:
+        with gate.hold(alone=False):
+            order.write("b")
+
+    threads = [threading.Thread(target=target) for target in (first, suspect, late)]
     threads[0].start()
-    assert first_inside.wait(10)
+    assert first_inside.wait(120)
     threads[1].start()
-    while not gate._suspects_waiting:
-        pass
-    late = threading.Thread(target=lambda: gate.hold(alone=False).__enter__() or order.write("b"))
-    late.start()
+    wait_until(lambda: gate._suspects_waiting == 1)
+    threads[2].start()
+    wait_until(lambda: gate._others_waiting == 1)
     let_go.set()
-    for thread in (*threads, late):
-        thread.join(10)
+    for thread in threads:
+        thread.join(120)
     assert order.getvalue() == "asb"
 
 
@@ -311,7 +321,7 @@ def test_an_ordinary_study_waits_for_one_of_many_suspects() -> None:
     def suspect() -> None:
         with gate.hold(alone=True):
             first_inside.set()
-            let_go.wait(10)
+            let_go.wait(120)
             order.write("s")
 
     def ordinary() -> None:
@@ -320,16 +330,14 @@ def test_an_ordinary_study_waits_for_one_of_many_suspects() -> None:
 
     threads = [threading.Thread(target=suspect)]
     threads[0].start()
-    assert first_inside.wait(10)
-    for target, waiting in ((suspect, "suspects"), (suspect, "suspects"), (ordinary, "others"), (ordinary, "others")):
-        before = getattr(gate, f"_{waiting}_waiting")
+    assert first_inside.wait(120)
+    for target in (suspect, suspect, ordinary, ordinary):
         threads.append(threading.Thread(target=target))
         threads[-1].start()
-        while getattr(gate, f"_{waiting}_waiting") == before:
-            time.sleep(0.001)
+        wait_until(lambda: gate._suspects_waiting + gate._others_waiting == len(threads) - 1)
     let_go.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(120)
     assert order.getvalue() == "sooss"
 
 

@@ -1,4 +1,4 @@
-"""A service for tests of the runner. Argument: what its loop does (`work`, `die`, `leave`, `exit`, `aside`)."""
+"""A service for tests of the runner. Argument: `work`, `interrupted`, `aside`, or how its loop ends."""
 
 import logging
 import signal
@@ -21,7 +21,7 @@ def loop(stop: threading.Event) -> None:
         time.sleep(0.5)
         signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
         stop.wait()
-    if what == "work":
+    if what in ("work", "interrupted"):
         stop.wait()
         logging.getLogger("example").info("drained")
 

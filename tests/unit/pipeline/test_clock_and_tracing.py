@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -30,9 +29,7 @@ def test_waiting_ends_early_when_stopped() -> None:
     manual = ManualClock()
     assert manual.wait(stop, 3600)
     assert manual.monotonic() == 0
-    begun = time.monotonic()
-    assert SystemClock().wait(stop, 3600)
-    assert time.monotonic() - begun < 60
+    assert SystemClock().wait(stop, 3600), "at once: an hour is beyond the time limit of a test"
 
 
 def test_times_in_events_are_utc_with_microseconds() -> None:

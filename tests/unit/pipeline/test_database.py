@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -48,6 +51,37 @@ def test_commits_are_on_disk_and_readers_do_not_wait(database: Database) -> None
         settings = {name: connection.scalar(sa.text(f"PRAGMA {name}")) for name in ("synchronous", "journal_mode")}
         assert settings == {"synchronous": 2, "journal_mode": "wal"}
         assert connection.scalar(sa.text("PRAGMA foreign_keys")) == 1
+
+
+def test_a_new_file_that_another_process_sets_up_is_waited_for(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite says at once that it is locked, whatever the time-out."""
+    waited: list[float] = []
+    with contextlib.closing(sqlite3.connect(tmp_path / "service.sqlite3", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+
+        def sleep(seconds: float) -> None:
+            waited.append(seconds)
+            if len(waited) == 3:
+                other.execute("ROLLBACK")
+
+        monkeypatch.setattr("pipeline.database.time", SimpleNamespace(monotonic=lambda: sum(waited), sleep=sleep))
+        database.ping()
+    assert len(waited) == 3
+
+
+def test_a_file_that_stays_locked_is_given_up(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("pipeline.database.time", SimpleNamespace(monotonic=lambda: sum(waited), sleep=waited.append))
+    with contextlib.closing(sqlite3.connect(tmp_path / "service.sqlite3", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(sa.exc.OperationalError, match="locked") as caught:
+            database.ping()
+    assert is_transient(caught.value)
+    assert sum(waited) == pytest.approx(30, abs=0.1)
 
 
 def test_a_writer_takes_its_lock_first(database: Database) -> None:

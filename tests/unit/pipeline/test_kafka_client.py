@@ -6,7 +6,7 @@ import datetime
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,12 @@ from pipeline.settings import BusSettings
 
 def settings(url: str = "kafka://127.0.0.1:1", **values: object) -> BusSettings:
     return BusSettings.model_validate({"bus_url": url, "kafka_password": "hunter2", "kafka_username": "echo"} | values)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough for servers that are threads of this process."""
+    monkeypatch.setattr("pipeline.kafka_client._KNOCK_S", 60.0)
 
 
 @pytest.fixture
@@ -134,19 +140,17 @@ def test_a_refused_login_names_the_credentials(silent_port: int) -> None:
     assert "ECHO_KAFKA_USERNAME" in explain(KafkaTimeoutError(), login)
 
 
-def test_a_server_without_tls_names_the_protocol(free_port: Callable[[], int]) -> None:
-    port = free_port()
-
+def test_a_server_without_tls_names_the_protocol() -> None:
     def hang_up(server: socket.socket) -> None:
-        for _ in range(1):
-            connection, _ = server.accept()
-            connection.recv(1)
-            connection.sendall(b"not TLS at all, for sure")
-            connection.close()
+        connection, _ = server.accept()
+        connection.recv(1)
+        connection.sendall(b"not TLS at all, for sure")
+        connection.close()
 
-    with socket.create_server(("127.0.0.1", port)) as server:
-        thread = threading.Thread(target=hang_up, args=(server,))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        thread = threading.Thread(target=hang_up, args=(server,), daemon=True)
         thread.start()
         text = explain(KafkaTimeoutError(), settings(f"kafka://127.0.0.1:{port}", kafka_security_protocol="SSL"))
-        thread.join(timeout=10)
+        thread.join(timeout=60)
     assert "ECHO_KAFKA_SECURITY_PROTOCOL=SSL" in text

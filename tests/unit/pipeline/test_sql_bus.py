@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
 
+from pipeline import sql_bus, sql_group
 from pipeline.bus import Message
 from pipeline.clock import ManualClock
 from pipeline.errors import BusUnavailable
@@ -49,6 +51,8 @@ def test_a_silent_member_loses_its_partitions_and_may_not_commit(bus: SqlBus, cl
     silent = bus.consumer("group", ["a"])
     first, _ = silent.poll(1)
     silent._member._leaving.set()  # its heartbeats end here, as those of a process that was stopped
+    assert silent._member._beat is not None
+    silent._member._beat.join()
     clock.advance(1.5)
     heir = bus.consumer("group", ["a"])
     assert [record.value for record in heir.poll(1)] == [b"1", b"2"]
@@ -103,8 +107,15 @@ def test_a_full_disk_is_an_unavailable_bus_and_leaves_no_half_batch(bus: SqlBus)
     assert found == [(0, b"before"), (1, b"after")]
 
 
-def test_an_idle_consumer_asks_next_to_nothing(bus: SqlBus) -> None:
-    """Statements are counted, not seconds, which would depend on what else the machine does."""
+def test_an_idle_consumer_asks_next_to_nothing(bus: SqlBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statements are counted while the clock is moved by sleeping alone: what else the machine does changes nothing."""
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    for module in (sql_bus, sql_group):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
     consumer = bus.consumer("group", ["a"])
     consumer.poll(0.3)
     through_sqlalchemy: list[str] = []

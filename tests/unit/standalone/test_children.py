@@ -25,11 +25,19 @@ def _spec(name: str, argv: list[str], **more: Any) -> ChildSpec:
     return ChildSpec(name=name, argv=argv, ready=lambda: True, **more)
 
 
-def _wait(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
+def _wait(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def _over(process: psutil.Process) -> bool:
+    """Whether it has ended, even if nobody has waited for it."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # just now
+        return True
 
 
 def test_a_child_that_dies_is_started_again_after_its_preparation(tmp_path: Path) -> None:
@@ -43,13 +51,15 @@ def test_a_child_that_dies_is_started_again_after_its_preparation(tmp_path: Path
     assert prepared == [1]
     watching = threading.Thread(target=supervisor.watch, args=(stop,))
     watching.start()
-    os.kill(first, signal.SIGKILL)
-    _wait(lambda: child.process is not None and child.process.pid != first)
-    assert prepared == [1, 1]
-    stop.set()
-    watching.join()
-    second = child.process.pid
-    supervisor.stop()
+    try:
+        os.kill(first, signal.SIGKILL)
+        _wait(lambda: child.process is not None and child.process.pid != first)
+        assert prepared == [1, 1]
+    finally:
+        stop.set()
+        watching.join()
+        second = child.process.pid
+        supervisor.stop()
     assert not psutil.pid_exists(second)
     assert list(tmp_path.glob("*.pid.json")) == []
 
@@ -68,8 +78,10 @@ def test_a_child_that_takes_sigterm_for_nothing_is_killed(tmp_path: Path) -> Non
     child = Child(_spec("deaf", [sys.executable, "-c", code], stop_timeout_s=0.2), tmp_path, tmp_path)
     child.start()
     assert child.process is not None
-    _wait(lambda: "deaf" in (tmp_path / "deaf.log").read_text())
-    child.stop()
+    try:
+        _wait(lambda: "deaf" in (tmp_path / "deaf.log").read_text())
+    finally:
+        child.stop()
     assert child.process.returncode == -signal.SIGKILL
 
 
@@ -86,8 +98,8 @@ def test_leftovers_are_ended_and_strangers_are_not(tmp_path: Path) -> None:
         assert stranger.poll() is None
         assert list(tmp_path.glob("*.pid.json")) == []
     finally:
-        stranger.kill()
         for process in (ours, stranger):
+            process.kill()
             process.wait()
 
 
@@ -107,7 +119,9 @@ print(supervisor.children[0].process.pid, flush=True)
 time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        child = psutil.Process(int(parent.stdout.readline()))
-        parent.kill()
-    _wait(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+        try:
+            assert parent.stdout is not None
+            child = psutil.Process(int(parent.stdout.readline()))
+        finally:
+            parent.kill()
+    _wait(lambda: _over(child))

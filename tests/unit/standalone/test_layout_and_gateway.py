@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -17,6 +19,7 @@ from pipeline.http import HttpServer, bind
 from standalone.__main__ import main
 from standalone.gateway import Gateway, merge_metrics
 from standalone.layout import MARKER, DataDir, DataDirInUse
+from standalone.serve import _free_ports
 
 
 def test_only_one_instance_per_folder(tmp_path: Path) -> None:
@@ -57,14 +60,9 @@ def child() -> Iterator[str]:
     async def events(_request: Request) -> Response:
         async def lines() -> AsyncIterator[bytes]:
             yield b"data: 1\n\n"
-            await forever()
+            await asyncio.Event().wait()  # for ever: until whoever asked is gone
 
         return StreamingResponse(lines(), media_type="text/event-stream")
-
-    async def forever() -> None:
-        import asyncio
-
-        await asyncio.sleep(5)
 
     async def readyz(_request: Request) -> Response:
         return JSONResponse({}, status_code=503)
@@ -92,10 +90,11 @@ def test_requests_are_forwarded_as_they_are_and_a_dead_child_is_a_502(child: str
     gateway = Gateway(
         {"/fhir": child, "/dead": "http://127.0.0.1:1", "/": child}, {"one": child, "two": "http://127.0.0.1:1"}, ready
     )
+    gateway._health.timeout = httpx.Timeout(60)  # a service that is slow to answer is not what this is about
     server = HttpServer(gateway.app(), bind("127.0.0.1", 0))
     server.start()
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=10) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=60) as client:
             answer = client.put("/fhir/Patient%7C1?a=b%7Cc&a=d", content="{}")
             assert answer.status_code == 418
             assert answer.headers["etag"] == 'W/"3"'
@@ -120,6 +119,30 @@ def test_metrics_of_several_services_are_one_valid_exposition() -> None:
     assert merged.count("# TYPE up_total counter") == 1
     assert 'up_total{a="1",service="a"} 1.0' in merged
     assert 'up_total{a="1",service="b"} 1.0' in merged
+
+
+def test_no_two_services_get_the_same_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+
+    class Socket:
+        """The system gives a port that is free again to the next who asks."""
+
+        def __enter__(self) -> Socket:
+            return self
+
+        def bind(self, _address: tuple[str, int]) -> None:
+            held.append(max(held, default=4000) + 1)
+            self.port = held[-1]
+
+        def getsockname(self) -> tuple[str, int]:
+            return "127.0.0.1", self.port
+
+        def __exit__(self, *_: object) -> None:
+            held.remove(self.port)
+
+    monkeypatch.setattr("standalone.serve.socket", SimpleNamespace(socket=Socket))
+    assert _free_ports(["one", "two", "three"]) == {"one": 4001, "two": 4002, "three": 4003}
+    assert held == []
 
 
 @pytest.mark.parametrize(

@@ -225,15 +225,17 @@ class ReportEngine:
                 if not self._requests:
                     self._thread = None
                     return
-                self._sweep()
-                turn = self._scheduler.turn()
-            if not turn.idle:
-                try:
-                    self._do(turn)
-                except Exception as error:  # a fault of ours: those who wait are told, and the thread lives
-                    log.exception("the engine failed")
-                    self._end_all(error)
-                self.last_step_at = time.monotonic()
+            try:
+                with self._lock:
+                    self._sweep()
+                    turn = self._scheduler.turn()
+                if turn.idle:
+                    continue
+                self._do(turn)
+            except Exception as error:  # a fault of ours: those who wait are told, and the thread lives
+                log.exception("the engine failed")
+                self._end_all(error)
+            self.last_step_at = time.monotonic()
 
     def _end_all(self, error: Exception) -> None:
         """Every request fails; the next one finds new slots."""
@@ -257,14 +259,16 @@ class ReportEngine:
 
     def _end(self, request: Request, error: BaseException | None) -> None:
         """Take a request out and tell its caller: an error, or None for one that was cancelled. The lock is held."""
-        self._leave(request)
-        self._totals.ended(error)
-        request.future.fail(error)
+        try:
+            self._leave(request)
+        finally:  # also when its slot cannot be freed, or nobody would ever tell it
+            self._totals.ended(error)
+            request.future.fail(error)
 
     def _leave(self, request: Request) -> None:
-        """Take a request out and free its slot. The lock is held."""
+        """Take a request out and free its slot, unless that was done. The lock is held."""
         slot = request.ticket.slot
-        self._requests.pop(request.ticket)
+        self._requests.pop(request.ticket, None)
         self._scheduler.leave(request.ticket)
         if slot is not None and request.in_slot and self._decoder is not None:
             self._decoder.release(slot)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -35,6 +36,7 @@ _WRONG_ADDRESS = (
     "unable to open database file",  # SQLite: no such folder
 )
 _READ_ONLY = "25006"  # SQLSTATE read_only_sql_transaction
+_LOCKED_S = 30.0
 
 
 def is_transient(error: BaseException) -> bool:
@@ -110,13 +112,15 @@ class Database:
 
 def _sqlite_engine(url: sa.URL, synchronous: str) -> Engine:
     # Few are kept, and the last used first: only one writes at a time, and each keeps up to 2 MB of pages in memory.
-    engine = sa.create_engine(url, connect_args={"timeout": 30.0}, pool_size=3, max_overflow=27, pool_use_lifo=True)
+    engine = sa.create_engine(
+        url, connect_args={"timeout": _LOCKED_S}, pool_size=3, max_overflow=27, pool_use_lifo=True
+    )
 
     @sa.event.listens_for(engine, "connect")
     def _connect(connection: sqlite3.Connection, _record: object) -> None:
         # The driver's own transaction control would open transactions late and without a write lock.
         connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode=WAL")
+        _write_ahead(connection)
         connection.execute(f"PRAGMA synchronous={synchronous}")
         connection.execute("PRAGMA foreign_keys=ON")
 
@@ -126,6 +130,19 @@ def _sqlite_engine(url: sa.URL, synchronous: str) -> Engine:
         connection.exec_driver_sql(f"BEGIN {mode}")
 
     return engine
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Set the journal mode. While others do so for a new file SQLite says "locked" at once, whatever the time-out."""
+    until = time.monotonic() + _LOCKED_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+        time.sleep(0.01)
 
 
 def _postgresql_engine(url: sa.URL) -> Engine:

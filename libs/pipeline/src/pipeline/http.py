@@ -17,6 +17,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
+_IDLE_S = 60
+"""After which an idle connection is closed: later than our clients do (5 s), or one would use it just then."""
+
 Check = Callable[[], None]
 """Raises while the thing it asks about is not ready."""
 
@@ -92,7 +95,13 @@ class HttpServer:
         self._sock = sock
         self.port: int = sock.getsockname()[1]
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, loop="asyncio", timeout_graceful_shutdown=3, ws="none"
+            app,
+            log_config=None,
+            access_log=False,
+            loop="asyncio",
+            timeout_keep_alive=_IDLE_S,
+            timeout_graceful_shutdown=3,
+            ws="none",
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)

@@ -29,6 +29,7 @@ MAX_LETTER_BYTES = 2 * MAX_EVENT_BYTES
 TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 """Told of one message: the client divides a batch until the message that is too large stands alone."""
 
+_KNOCK_S = 2.0
 _CREDENTIALS = "check ECHO_KAFKA_USERNAME, ECHO_KAFKA_PASSWORD and ECHO_KAFKA_SASL_MECHANISM"
 
 
@@ -113,7 +114,7 @@ def explain(error: KafkaError, settings: BusSettings) -> str:
 def _answers(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
     except (OSError, ValueError):
         return False
     return True
@@ -131,7 +132,7 @@ def _diagnosis(settings: BusSettings) -> str | None:
     for address in addresses(settings):
         host, port = address.rsplit(":", 1)
         try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=2) as plain:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S) as plain:
                 reached = True
                 if protocol.endswith("SSL"):
                     with _ssl_context(settings).wrap_socket(plain, server_hostname=host.strip("[]")):

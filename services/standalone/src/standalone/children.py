@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _LOG_LIMIT = 10 * 2**20
-_KILLED_S = 30.0  # a killed process ends when the kernel gets to it; longer, and it hangs in a device
+_KILLED_S = 60.0  # until a killed process is gone: it may have gigabytes to give back to a busy machine
 _WRONG_SETTING = 2  # exit status by which every service says that a restart will not help
 
 

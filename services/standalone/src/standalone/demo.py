@@ -218,12 +218,7 @@ def demo(options: DemoOptions) -> int:
             highlight=False,
             soft_wrap=True,
         )
-        # Connections are not kept: the server may end an idle one in the moment in which it is used again.
-        limits = httpx.Limits(max_keepalive_connections=0)
-        with (
-            httpx.Client(base_url=base, timeout=30.0, limits=limits) as client,
-            tempfile.TemporaryDirectory() as scratch,
-        ):
+        with httpx.Client(base_url=base, timeout=30.0) as client, tempfile.TemporaryDirectory() as scratch:
             for title, path in (
                 ("A real radiograph (NIH Clinical Center, ChestX-ray14)", REAL_RADIOGRAPH),
                 ("A phantom with findings (synthetic)", make_phantom(Path(scratch))),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import logging
 import os
 import socket
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -48,11 +49,15 @@ class ServeOptions:
     log_level: str
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+def _free_ports(names: Sequence[str]) -> dict[str, int]:
+    """One for each, no two the same: all are held until the last is found."""
+    ports = {}
+    with contextlib.ExitStack() as held:
+        for name in names:
+            sock = held.enter_context(socket.socket())
+            sock.bind(("127.0.0.1", 0))
+            ports[name] = sock.getsockname()[1]
+    return ports
 
 
 def _http_ready(port: int, path: str) -> bool:
@@ -114,7 +119,7 @@ def plan(options: ServeOptions, data: DataDir) -> tuple[list[list[ChildSpec]], M
     names = ["dicom_listener", "dispatcher", "inference_worker", "fhir_writer", "console"]
     if options.register_patients == "auto":
         names.append("registration")
-    ports = {name: _free_port() for name in ["ehr", *names]}
+    ports = _free_ports(["ehr", *names])
     urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     public_fhir = f"{_base_url(options)}/fhir"
 

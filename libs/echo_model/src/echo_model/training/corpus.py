@@ -98,8 +98,11 @@ class Corpus:
 
     def wait(self, rows: npt.NDArray[np.int64]) -> None:
         """Wait until the rows exist. Raises RuntimeError when nobody is generating them."""
-        while not bool(np.all(self._done[rows])):
-            if self._process is None or not self._process.is_alive():
+        while True:
+            alive = self._process is not None and self._process.is_alive()  # asked first: it may be done just now
+            if bool(np.all(self._done[rows])):
+                return
+            if not alive:
                 raise RuntimeError("phantoms are missing and their generator is not running")
             time.sleep(0.2)
 

@@ -101,7 +101,7 @@ class CeleryWorker:
                 stop.wait(_RESTART_PAUSE_S)
                 state.reset_state()
                 state.should_stop = None
-                if stop.is_set():  # asked in this order: what `warn` says from here on must not be taken back
+                if stop.is_set():  # asked last: `warn` may have told Celery just before
                     state.should_stop = 0
                 self._app.pool.force_close_all()
                 self._controller = self._new_controller()
@@ -121,7 +121,7 @@ class CeleryWorker:
         while time.monotonic() < until and getattr(self._controller.consumer, "connection", None) is not None:
             time.sleep(0.02)
         count = 0
-        for request in {*state.reserved_requests, *state.active_requests}:
+        for request in _in_hand():
             if not request.acknowledged:
                 request.message.requeue()
                 count += 1
@@ -134,6 +134,14 @@ class CeleryWorker:
                 connection.default_channel.client.ping()
         except (OperationalError, RedisError, OSError) as error:
             raise QueueUnavailable("the broker does not answer") from error
+
+
+def _in_hand() -> set[Any]:
+    while True:
+        try:
+            return {*state.reserved_requests, *state.active_requests}
+        except RuntimeError:  # a thread has ended one while they were walked over
+            continue
 
 
 def end_now(worker: CeleryWorker) -> None:
