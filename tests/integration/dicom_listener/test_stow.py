@@ -14,9 +14,11 @@ import pytest
 from pynetdicom import ALL_TRANSFER_SYNTAXES
 
 from dicom_listener.adapters.ledger import SqlLedger
+from dicom_listener.adapters.parts import Exchange
 from dicom_listener.adapters.tables import instances
 from dicom_listener.domain.access import AccessRule
 from dicom_listener.domain.watermark import Watermark
+from dicom_listener.handlers.associations import Associations
 from integration.dicom_listener.peers import DX, Listener, Sender, encoded, image, listening, new_uid, wait_for
 from integration.dicom_listener.stow_peers import CONTENT_TYPE, body_of, listed, part10, pieces, reasons, stow_door
 from pipeline.errors import TransientError
@@ -64,6 +66,22 @@ def test_every_transfer_syntax_is_kept_as_it_came(listener: Listener, url: str, 
     (event,) = [event for event in listener.events() if event.type == STUDY_COMPLETED]
     assert event.data["reason"] == "association_released"
     assert len(event.data["instances"]) == len(sent)
+
+
+def test_a_look_at_open_studies_at_any_moment_loses_no_release(
+    listener: Listener, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    associations, end = listener.receiver._associations, Exchange.end
+    assert isinstance(associations, Associations)
+
+    def end_and_look(self: Exchange) -> None:
+        end(self)
+        associations.carried()
+
+    monkeypatch.setattr(Exchange, "end", end_and_look)
+    study = new_uid()
+    assert post(url, body_of(part10(image(study)))).status_code == 200
+    assert set(associations.take_released()) == {study}
 
 
 def test_both_doors_make_the_same_object(listener: Listener, url: str) -> None:
