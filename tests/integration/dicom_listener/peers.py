@@ -159,6 +159,13 @@ class Sender:
         answer = self.assoc.acceptor.primitive
         return self.assoc.is_rejected and answer is not None and answer.result == 2
 
+    @classmethod
+    def is_rejected(cls, port: int) -> bool:
+        """Whether the listener rejects an association for now; one that it accepts is released."""
+        sender = cls(port)
+        sender.assoc.release()
+        return sender.rejected_for_now()
+
     def __enter__(self) -> Sender:
         assert self.assoc.is_established
         return self
