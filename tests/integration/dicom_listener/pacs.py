@@ -60,7 +60,9 @@ class Orthanc:
 @contextmanager
 def orthanc(folder: Path, papers: Papers | None = None) -> Iterator[Orthanc]:
     """A new, empty Orthanc on ports of its own; with papers it speaks TLS, and wants to see a certificate."""
-    http_port, dicom_port = ports.free_port(), ports.free_port()
+    http_port = dicom_port = ports.free_port()
+    while dicom_port == http_port:
+        dicom_port = ports.free_port()
     configuration = {
         "StorageDirectory": str(folder / "data"),
         "IndexDirectory": str(folder / "data"),
@@ -75,6 +77,7 @@ def orthanc(folder: Path, papers: Papers | None = None) -> Iterator[Orthanc]:
         "DicomModalitiesInDatabase": True,
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
         "StableAge": 1,
+        "DicomAssociationCloseDelay": 0,  # it would keep associations open for a while in case of more
     }
     if papers is not None:
         certificate, key = papers.sender
@@ -98,11 +101,15 @@ def orthanc(folder: Path, papers: Papers | None = None) -> Iterator[Orthanc]:
             return False
 
     try:
-        wait_for(answers)
+        wait_for(answers, 180)
         yield running
     finally:
         child.terminate()
-        child.wait(timeout=60)
+        try:
+            child.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
 
 
 @dataclass
@@ -181,7 +188,7 @@ def pacs(listener_port: int, images: Sequence[Dataset], port: int = 0, **more: A
 def dimse_archive(port: int, title: str = "PACS", tls: ssl.SSLContext | None = None) -> DimseArchive:
     """As the listener ECHO."""
     address = PeerAddress("127.0.0.1", port, tls=tls is not None)
-    return DimseArchive(DimseOptions("ECHO", title, address, connect_seconds=20, answer_seconds=60, tls=tls))
+    return DimseArchive(DimseOptions("ECHO", title, address, connect_seconds=90, answer_seconds=90, tls=tls))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import socket
 import ssl
 import time
 import weakref
@@ -45,6 +46,7 @@ from pipeline.clock import SystemClock
 from pipeline.database import Database
 from pipeline.events import Event
 from pipeline.store import LocalObjectStore
+from servers import ports
 
 DX = "1.2.840.10008.5.1.4.1.1.1.1"
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -108,7 +110,8 @@ class Sender:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         ae = AE(ae_title=calling)
-        ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 90
+        ae.acse_timeout = ae.dimse_timeout = 90
+        ae.network_timeout = 600  # how long a test may leave the association idle
         for abstract_syntax, transfer_syntaxes in contexts or [(DX, [EXPLICIT]), (VERIFICATION, [IMPLICIT])]:
             ae.add_requested_context(abstract_syntax, transfer_syntaxes)
         connections: list[Any] = []
@@ -155,6 +158,13 @@ class Sender:
         """Whether the association was rejected as transient."""
         answer = self.assoc.acceptor.primitive
         return self.assoc.is_rejected and answer is not None and answer.result == 2
+
+    @classmethod
+    def is_rejected(cls, port: int) -> bool:
+        """Whether the listener rejects an association for now; one that it accepts is released."""
+        sender = cls(port)
+        sender.assoc.release()
+        return sender.rejected_for_now()
 
     def __enter__(self) -> Sender:
         assert self.assoc.is_established
@@ -242,6 +252,26 @@ def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
         time.sleep(0.02)
 
 
+def wait_until_equal(ask: Callable[[], object], expected: object, seconds: float = 90) -> None:
+    """Until `ask` gives that, or fail with what it gave last."""
+    deadline = time.monotonic() + seconds
+    while (seen := ask()) != expected and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert seen == expected
+
+
+@contextmanager
+def kept_port() -> Iterator[int]:
+    """A port on which nobody listens, and which nobody else gets: who is told of it may listen there and leave again.
+
+    As long as all do so with SO_REUSEADDR, and only one of them listens, the system lets them share it.
+    """
+    with socket.socket() as keeping:
+        keeping.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        keeping.bind(("127.0.0.1", ports.free_port()))
+        yield keeping.getsockname()[1]
+
+
 @contextmanager
 def listening(
     url: str,
@@ -273,10 +303,10 @@ def listening(
         free or (lambda: free_bytes(objects)),
     )
     commitments = SqlCommitments(database)
-    reporter = DimseReporter(known_peers or {}, None, 20)
+    reporter = DimseReporter(known_peers or {}, None, 120)
     committing = CommitmentLoop(commitments, objects, reporter, book, clock)
     commitment = CommitmentScp(CommitmentDesk(commitments, reporter, committing), book, clock)
-    loop = CompletenessLoop(ledger, associations, rules or Rules(0.3, 0.1, 60), clock)
+    loop = CompletenessLoop(ledger, associations, rules or Rules(600, 0.1, 3600), clock)
     settings: dict[str, Any] = {
         "host": "127.0.0.1",
         "port": 0,

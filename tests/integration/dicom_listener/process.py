@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,14 +13,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import sqlalchemy as sa
 
-from integration.dicom_listener.peers import new_uid, wait_for
+from integration.dicom_listener.peers import new_uid, wait_for, wait_until_equal
 from pipeline.buses import make_bus
 from pipeline.database import Database
 from pipeline.events import ALL_TOPICS, Event
 from pipeline.settings import BusSettings
+
+OK_OF_ALL = {"database": "ok", "object_store": "ok", "dicom_port": "ok"}
 
 
 def listener_settings(url: str, bus_url: str, objects: Path, **settings: object) -> dict[str, str]:
@@ -39,8 +43,8 @@ def listener_settings(url: str, bus_url: str, objects: Path, **settings: object)
 
 
 def ready_fields(log: Path) -> dict[str, Any]:
-    """What the log line "ready" says; empty before."""
-    lines = log.read_text().splitlines() if log.exists() else []
+    """What the log line "ready" says; empty before. The last line may still be being written."""
+    lines = log.read_text().split("\n")[:-1] if log.exists() else []
     return next((dict(json.loads(line)) for line in lines if '"message": "ready"' in line), {})
 
 
@@ -63,12 +67,21 @@ class Process:
     def environment(self, **settings: object) -> dict[str, str]:
         chosen = {"quiet_seconds": 60, "release_seconds": 0.2, **settings}
         others = {name: value for name, value in os.environ.items() if not name.startswith("ECHO_")}
-        return others | listener_settings(self.url, self.bus_url, self.objects, **chosen)
+        shows_threads = {"PYTHONFAULTHANDLER": "1"}  # at SIGABRT
+        return others | shows_threads | listener_settings(self.url, self.bus_url, self.objects, **chosen)
 
     def start(self, **settings: object) -> None:
+        """Returns once it is ready in all its processes."""
+        self.log.unlink(missing_ok=True)  # a process of before, about to end, may still hold the old one
         with self.log.open("wb") as log:
             self.child = subprocess.Popen(self.command, env=self.environment(**settings), stderr=log, stdout=log)
         wait_for(self.is_ready, 180)
+        wait_until_equal(self.readiness, OK_OF_ALL, 180)
+
+    def readiness(self) -> dict[str, str]:
+        """What each check of /readyz says of the database, the store and the DICOM port."""
+        answer = httpx.get(f"http://127.0.0.1:{self.fields['http_port']}/readyz", timeout=60)
+        return {name: state for name, state in answer.json()["checks"].items() if name in OK_OF_ALL}
 
     def is_ready(self) -> bool:
         assert self.child is not None
@@ -83,7 +96,17 @@ class Process:
     def end(self, signum: int) -> int:
         assert self.child is not None
         self.child.send_signal(signum)
-        return self.child.wait(timeout=90)
+        return self.ended()
+
+    def ended(self, seconds: float = 120) -> int:
+        """Its exit status, waited for."""
+        assert self.child is not None
+        try:
+            return self.child.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.child.send_signal(signal.SIGABRT)  # writes where each thread is
+            self.child.wait(timeout=60)
+            raise AssertionError(f"did not end: {self.log.read_text()}") from None
 
     def kill(self) -> None:
         """If it lives still."""
@@ -104,16 +127,18 @@ class Process:
         return list((self.objects / ".staging").iterdir())
 
     def events(self, count: int) -> list[Event]:
-        """The first `count` events on the bus, waited for."""
+        """The first `count` different events on the bus, waited for. It may have some twice, if it was killed."""
         bus = make_bus(BusSettings(bus_url=self.bus_url))
         consumer = bus.consumer(f"test-{new_uid()}", list(ALL_TOPICS))
-        events: list[Event] = []
+        events: dict[str, Event] = {}
         deadline = time.monotonic() + 90
         while len(events) < count and time.monotonic() < deadline:
-            events += [Event.from_bytes(record.value) for record in consumer.poll(0.2)]
+            for record in consumer.poll(0.2):
+                event = Event.from_bytes(record.value)
+                events.setdefault(event.id, event)
         consumer.close()
         bus.close()
-        return events
+        return list(events.values())
 
 
 @contextlib.contextmanager
@@ -126,7 +151,7 @@ def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a process that was killed may be in it still
 
 
 class Ballast:

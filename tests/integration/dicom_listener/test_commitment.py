@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -209,6 +210,7 @@ def test_a_sender_that_is_silent_does_not_hold_up_others(tmp_path: Path, request
             waiting.add(new_uid(), Peer(title, "ECHO", "127.0.0.1"), [Reference(DX, uid)], long_ago)
         telling = threading.Thread(target=listener.committing.step)
         telling.start()
+        silent.settimeout(90)
         connection, _ = silent.accept()
         wait_for(lambda: requester.results)
         assert telling.is_alive()
@@ -249,32 +251,32 @@ def test_orthanc_stores_and_asks_for_commitment(tmp_path: Path, orthanc: Orthanc
             tmp_path / "o",
             known_peers={orthanc.aet: PeerAddress(orthanc.host, orthanc.dicom_port)},
         ) as listener,
-        httpx.Client(base_url=orthanc.url, timeout=60) as http,
+        # Orthanc may close an idle connection in the very moment in which it is used again.
+        httpx.Client(base_url=orthanc.url, timeout=60, limits=httpx.Limits(max_keepalive_connections=0)) as http,
+        contextlib.ExitStack() as afterwards,
     ):
         name = f"commit-{unique}"
         http.put(f"/modalities/{name}", json=[f"E{unique[:14]}", "127.0.0.1", listener.port]).raise_for_status()
-        try:
-            ds = image(size=300)
-            ds.ensure_file_meta()
-            ds.file_meta.TransferSyntaxUID = UID(EXPLICIT)
-            path = tmp_path / "film.dcm"
-            ds.save_as(path, enforce_file_format=True)
-            resource = http.post("/instances", content=path.read_bytes()).raise_for_status().json()["ID"]
-            http.post(f"/modalities/{name}/store", json=resource).raise_for_status()
-            unknown = new_uid()
-            asked = http.post(
-                f"/modalities/{name}/storage-commitment",
-                json={"DicomInstances": [[DX, str(ds.SOPInstanceUID)], [DX, unknown]]},
-            )
-            link = asked.raise_for_status().json()["Path"]
-            deadline = time.monotonic() + 60
-            while (report := http.get(link).json())["Status"] == "Pending":
-                listener.committing.step()
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-        finally:
-            http.delete(f"/modalities/{name}")
-            http.delete(f"/instances/{resource}")
+        afterwards.callback(http.delete, f"/modalities/{name}")
+        ds = image(size=300)
+        ds.ensure_file_meta()
+        ds.file_meta.TransferSyntaxUID = UID(EXPLICIT)
+        path = tmp_path / "film.dcm"
+        ds.save_as(path, enforce_file_format=True)
+        resource = http.post("/instances", content=path.read_bytes()).raise_for_status().json()["ID"]
+        afterwards.callback(http.delete, f"/instances/{resource}")
+        http.post(f"/modalities/{name}/store", json=resource).raise_for_status()
+        unknown = new_uid()
+        asked = http.post(
+            f"/modalities/{name}/storage-commitment",
+            json={"DicomInstances": [[DX, str(ds.SOPInstanceUID)], [DX, unknown]]},
+        )
+        link = asked.raise_for_status().json()["Path"]
+        deadline = time.monotonic() + 120
+        while (report := http.get(link).json())["Status"] == "Pending":
+            listener.committing.step()
+            assert time.monotonic() < deadline, report
+            time.sleep(0.1)
         assert report["Status"] == "Failure"
         assert [each["SOPInstanceUID"] for each in report["Success"]] == [ds.SOPInstanceUID]
         assert [each["SOPInstanceUID"] for each in report["Failures"]] == [unknown]

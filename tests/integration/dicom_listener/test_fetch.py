@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import json
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,19 @@ from integration.dicom_listener.pacs import (
     orthanc,
     pacs,
 )
-from integration.dicom_listener.peers import Listener, encoded, image, listening, new_uid, wait_for
+from integration.dicom_listener.peers import (
+    Listener,
+    encoded,
+    image,
+    kept_port,
+    listening,
+    new_uid,
+    wait_for,
+    wait_until_equal,
+)
 from integration.dicom_listener.process import Process
 from integration.dicom_listener.stow_peers import stow_door
 from pipeline.events import STUDY_COMPLETED
-from servers import ports
 
 # pynetdicom drops the socket of a connection that was refused without closing it.
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
@@ -45,9 +54,7 @@ def listener(tmp_path: Path) -> Iterator[Listener]:
 def process(tmp_path: Path) -> Iterator[Process]:
     running = Process(tmp_path)
     yield running
-    if running.child is not None and running.child.poll() is None:
-        running.child.kill()
-        running.child.wait()
+    running.kill()
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +179,7 @@ def test_from_orthanc_over_mutual_tls(tmp_path: Path) -> None:
         archive.knows(listener, tls=False)
         assert work.step()
         assert state(work, id_)[0] == "queued"
-        assert {row.reason for row in listener.refusals()} == {"tls_handshake_failed"}
+        wait_until_equal(lambda: {row.reason for row in listener.refusals()}, {"tls_handshake_failed"})
 
 
 @pytest.mark.needs("orthanc")
@@ -224,16 +231,17 @@ def test_the_archive_never_sends_all(listener: Listener) -> None:
 
 
 def test_the_archive_is_away_and_comes_back(listener: Listener) -> None:
-    ds, port = image(), ports.free_port()
-    work = fetching(listener, dimse_archive(port))
-    id_ = ask(work, study=ds.StudyInstanceUID)
-    assert ask(work, study=ds.StudyInstanceUID) == id_
-    assert work.step()
-    assert state(work, id_) == ("queued", "archive_unreachable")
-    assert not work.loop.step(threading.Event())  # not due yet
-    with pacs(listener.port, [ds], port):
+    ds = image()
+    with kept_port() as port:
+        work = fetching(listener, dimse_archive(port))
+        id_ = ask(work, study=ds.StudyInstanceUID)
+        assert ask(work, study=ds.StudyInstanceUID) == id_
         assert work.step()
-    assert state(work, id_) == ("done", None)
+        assert state(work, id_) == ("queued", "archive_unreachable")
+        assert not work.loop.step(threading.Event())  # not due yet
+        with pacs(listener.port, [ds], port):
+            assert work.step()
+        assert state(work, id_) == ("done", None)
 
 
 @pytest.mark.parametrize(
@@ -269,18 +277,24 @@ def test_a_study_that_came_by_itself_stays_reportable(listener: Listener) -> Non
     assert {event.data.get("fetched_as_prior") for event in completed} == {None}
 
 
+@contextmanager
+def settings_of_a_fetching_process() -> Iterator[tuple[dict[str, object], int, int]]:
+    """Settings, the listener's DICOM port and the port of its archive PACS: both stay the same over restarts."""
+    with kept_port() as port, kept_port() as pacs_port:
+        address = {"PACS": {"host": "127.0.0.1", "port": pacs_port}}
+        settings = {"dicom_port": port, "fetch_ae_title": "PACS", "known_peers": json.dumps(address)}
+        yield settings, port, pacs_port
+
+
 def test_killed_in_the_middle_of_a_fetch(process: Process) -> None:
-    study, port = new_uid(), ports.free_port()
+    study = new_uid()
     images = [image(study) for _ in range(3)]
-    listener_port = ports.free_port()
-    settings = {
-        "dicom_port": listener_port,
-        "fetch_ae_title": "PACS",
-        "known_peers": f'{{"PACS": {{"host": "127.0.0.1", "port": {port}}}}}',
-    }
-    process.start(**settings)
-    url = f"http://127.0.0.1:{process.fields['http_port']}/v1/fetch"
-    with pacs(listener_port, images, port, go=threading.Event()) as peer:
+    with (
+        settings_of_a_fetching_process() as (settings, port, pacs_port),
+        pacs(port, images, pacs_port, go=threading.Event()) as peer,
+    ):
+        process.start(**settings)
+        url = f"http://127.0.0.1:{process.fields['http_port']}/v1/fetch"
         asked = httpx.post(url, json={"study_instance_uid": study}, timeout=60)
         assert (asked.status_code, asked.json()["state"]) == (202, "queued")
         id_ = asked.json()["id"]
@@ -288,16 +302,28 @@ def test_killed_in_the_middle_of_a_fetch(process: Process) -> None:
         assert httpx.post(url, json={"study_instance_uid": study}, timeout=60).status_code == 200
         wait_for(lambda: peer.moves == 1)
         assert httpx.get(f"{url}/{id_}", timeout=60).json()["state"] == "running"
-        os.kill(process.child.pid if process.child else 0, signal.SIGKILL)
-        assert process.child is not None
-        process.child.wait(timeout=60)
+        assert process.end(signal.SIGKILL) == -signal.SIGKILL
         peer.go.set()
         process.start(**settings)
         url = f"http://127.0.0.1:{process.fields['http_port']}/v1/fetch"
-        wait_for(lambda: httpx.get(f"{url}/{id_}", timeout=60).json()["state"] == "done")
+        wait_until_equal(lambda: httpx.get(f"{url}/{id_}", timeout=60).json()["state"], "done")
     assert httpx.get(url, params={"state": "done"}, timeout=60).json()["items"][0]["studies"][0]["held"] == 3
     assert process.rows("select count(*) from instances") == [(3,)]
     assert process.end(signal.SIGTERM) == 0
+
+
+def test_sigterm_does_not_wait_for_the_archive(process: Process) -> None:
+    ds = image()
+    with (
+        settings_of_a_fetching_process() as (settings, port, pacs_port),
+        pacs(port, [ds], pacs_port, go=threading.Event()) as peer,
+    ):
+        process.start(**settings)
+        url = f"http://127.0.0.1:{process.fields['http_port']}/v1/fetch"
+        assert httpx.post(url, json={"study_instance_uid": ds.StudyInstanceUID}, timeout=60).status_code == 202
+        wait_for(lambda: peer.moves == 1)
+        assert process.end(signal.SIGTERM) == 0  # a loop that does not end would have made it 1
+        assert process.rows("select state, reason from fetches") == [("queued", "archive_unreachable")]
 
 
 def test_on_postgresql(tmp_path: Path, postgres_url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -51,6 +52,7 @@ class Forks:
             env={**os.environ, "PYTHONWARNINGS": "ignore"},
         )
         assert self._line() == "ready"
+        self._pid: int | None = None
 
     def _line(self) -> str:
         assert self.process.stdout is not None
@@ -61,15 +63,31 @@ class Forks:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
-        return int(self._line())
+        self._pid = int(self._line())
+        return self._pid
 
     def ended(self) -> int:
         """Its exit status, waited for."""
-        return int(self._line())
+        status = int(self._line())
+        self._pid = None
+        return status
+
+    def end(self) -> None:
+        """If a test has left one: it would be waited for, and the next one not started."""
+        if self._pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+            self.ended()
+
+
+@pytest.fixture
+def forks(forks_of_all: Forks) -> Iterator[Forks]:
+    yield forks_of_all
+    forks_of_all.end()
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
+def forks_of_all() -> Iterator[Forks]:
     running = Forks()
     yield running
     assert running.process.stdin is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -19,17 +20,36 @@ ECHO = b"".join(
 )
 
 
-@pytest.fixture(scope="module")
-def listener(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Listener]:
-    folder = tmp_path_factory.mktemp("malformed")
-    with listening(
+SILENCE = ("stalled_pdu", "idle_timeout")
+
+
+def listeners(folder: Path, seconds: float) -> AbstractContextManager[Listener]:
+    return listening(
         f"sqlite:///{folder}/l.sqlite3",
         folder / "o",
         access=[AccessRule("ECHO", "RAW", (ipaddress.ip_network("127.0.0.1"),))],
-        request_timeout_seconds=2.0,  # long enough for a machine that is busy with other things
-        network_timeout_seconds=2.0,
-    ) as running:
+        request_timeout_seconds=seconds,
+        network_timeout_seconds=seconds,
+    )
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Listener]:
+    with listeners(tmp_path_factory.mktemp("malformed"), 90) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Listener]:
+    """Silence is soon over here: nothing else is sent to it."""
+    with listeners(tmp_path_factory.mktemp("silence"), 3) as running:
+        yield running
+
+
+@pytest.fixture
+def listener(case: Case, request: pytest.FixtureRequest) -> Listener:
+    running: Listener = request.getfixturevalue("impatient" if case.reason in SILENCE else "patient")
+    return running
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.level}: {case.what}")
@@ -43,7 +63,7 @@ def test_malformed(listener: Listener, case: Case) -> None:
         case.send(wire)
         assert wire.answer() == case.answer
     if case.reason is None:
-        wait_for(lambda: not listener.scp._server.active_associations)
+        wait_for(lambda: not listener.scp._connections)
         assert listener.refusals()[known:] == []
     else:
         wait_for(lambda: len(listener.refusals()) > known)

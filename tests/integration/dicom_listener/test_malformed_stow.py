@@ -22,9 +22,21 @@ def listener(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Listener]:
 
 
 @pytest.fixture(scope="module")
-def url(listener: Listener) -> Iterator[str]:
-    with stow_door(listener, silence_seconds=2, head_seconds=2) as address:
+def patient(listener: Listener) -> Iterator[str]:
+    with stow_door(listener) as address:
         yield address
+
+
+@pytest.fixture(scope="module")
+def impatient(listener: Listener) -> Iterator[str]:
+    """Silence is soon over here: nothing else is sent to it."""
+    with stow_door(listener, silence_seconds=3) as address:
+        yield address
+
+
+@pytest.fixture
+def url(case: StowCase, request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue("impatient" if case.reason == "idle_timeout" else "patient"))
 
 
 @pytest.mark.parametrize("case", STOW_CASES, ids=lambda case: case.what)
@@ -33,7 +45,7 @@ def test_malformed(listener: Listener, url: str, case: StowCase) -> None:
     with socket.create_connection(("127.0.0.1", httpx.URL(url).port or 0)) as sender:
         sender.settimeout(60)
         sender.sendall(case.request)
-        assert sender.recv(12).decode() == f"HTTP/1.1 {case.answer}"
+        assert sender.recv(12, socket.MSG_WAITALL).decode() == f"HTTP/1.1 {case.answer}"
     found = [row.reason for row in listener.refusals()[known:]]
     assert found == ([] if case.reason is None else [case.reason])
     wait_for(lambda: not listener.staged())

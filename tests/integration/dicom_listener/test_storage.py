@@ -6,15 +6,19 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pydicom.filereader import read_file_meta_info
 from pynetdicom import ALL_TRANSFER_SYNTAXES
 
+from dicom_listener.adapters.ledger import SqlLedger
 from dicom_listener.adapters.tables import instances, studies
 from dicom_listener.domain.completeness import Rules
 from dicom_listener.domain.watermark import Watermark
+from dicom_listener.ports import Recorded, StoredObject
 from integration.dicom_listener.peers import (
     CT,
     DX,
@@ -358,6 +362,23 @@ def test_silent_peer_is_let_go(tmp_path: Path) -> None:
         wait_for(lambda: sender.assoc.is_aborted)
         wait_for(lambda: not listener.staged())
         wait_for(lambda: not listener.scp._server.active_associations)
+
+
+def test_a_sender_that_waits_for_its_answer_is_not_silent(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead = [0.0]
+    record = SqlLedger.record
+
+    def slowly(self: SqlLedger, stored: StoredObject, now: datetime) -> Recorded:
+        ahead[0] = 100  # as if it had taken longer than the network timeout
+        time.sleep(1)  # in which the association's thread looks at its timer
+        return record(self, stored, now)
+
+    monkeypatch.setattr("pynetdicom.timer.time", SimpleNamespace(time=lambda: time.time() + ahead[0]))
+    monkeypatch.setattr(SqlLedger, "record", slowly)
+    with Sender(listener.port) as sender:
+        assert sender.send(image()) == 0
+        assert sender.assoc.send_c_echo().Status == 0
+    assert listener.refusals() == []
 
 
 def test_too_many_associations_are_rejected_as_transient(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
@@ -98,6 +100,31 @@ def test_releases_that_could_not_be_written_come_again() -> None:
     taken = associations.take_released()
     associations.give_back(taken)
     assert associations.take_released() == {"1.2.3": NOW}
+
+
+class Door:
+    """A lock that lets somebody else in as soon as it is free."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.next: Callable[[], None] | None = None
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        following, self.next = self.next, None
+        if following is not None:
+            following()
+
+
+def test_a_release_while_others_are_taken_is_not_lost() -> None:
+    associations, thread, door = Associations(), Thread(), Door()
+    associations.carry(thread, "1.2.3")
+    associations._lock = door  # type: ignore[assignment]  # as good as a lock for this
+    door.next = lambda: associations.end(thread, NOW)
+    assert [*associations.take_released(), *associations.take_released()] == ["1.2.3"]
 
 
 @pytest.fixture

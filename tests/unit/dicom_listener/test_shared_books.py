@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -120,3 +122,15 @@ def test_counts_of_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
         value("echo_dicom_store_seconds_sum"),
     )
     assert after == pytest.approx((before[0] + 2, before[1] + 12, before[2] + 1.25))
+
+
+def test_a_receiving_process_does_not_outlive_the_threads_that_it_needs() -> None:
+    program = "\n".join(
+        (
+            "import threading, time",
+            "from dicom_listener.receiving import _die_with",
+            "threading.Thread(target=_die_with, args=(lambda: 1 // 0,)).start()",
+            "time.sleep(100)",
+        )
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=90, check=False).returncode == 1

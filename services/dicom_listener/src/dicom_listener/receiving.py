@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Never, cast
 
@@ -143,7 +144,8 @@ def receive(
         handed=listener,
     )
     threading.Thread(target=_die_with, args=(channel.run,), name="listener", daemon=True).start()
-    threading.Thread(target=_take, args=(handover, scp.take, listener), name="handover", daemon=True).start()
+    taking = partial(_take, handover, scp.take, listener)
+    threading.Thread(target=_die_with, args=(taking,), name="handover", daemon=True).start()
     gc.collect()
     gc.freeze()  # what stands now stays: no need to look through it again and again
     while not drain.wait(_LOOK_S):
@@ -157,8 +159,13 @@ def receive(
 
 
 def _die_with(run: Callable[[], None]) -> Never:
-    run()
-    os._exit(1)
+    """End the process when `run` does: without that thread it would seem alive, and serve nobody."""
+    try:
+        run()
+    except Exception:
+        log.exception("a thread died")
+    finally:
+        os._exit(1)
 
 
 def _take(handover: socket.socket, take: Callable[[int, socket.socket, Any], None], listener: _Listener) -> None:

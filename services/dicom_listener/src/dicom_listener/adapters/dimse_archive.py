@@ -19,7 +19,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made when th
 )
 
 from dicom_listener.adapters.commitments import PeerAddress
-from dicom_listener.adapters.transport import closed_connections
+from dicom_listener.adapters.transport import closed_connections, shut
 from dicom_listener.domain.fetch import ArchivedSeries, ArchivedStudy, FetchFailed, Problem
 from dicom_listener.domain.uids import is_uid
 from dicom_listener.handlers.fetch import Wish
@@ -132,12 +132,15 @@ class DimseArchive:
         raise FetchFailed(Problem.INVALID_ANSWER, "C-MOVE without an end")
 
     def interrupt(self) -> None:
-        """The listener stops: abort what runs, and begin nothing more."""
+        """The listener stops: cut off what runs, and begin nothing more.
+
+        Whoever waits for an answer hears at once of a connection that is gone, but not of an abort by another thread.
+        """
         with self._lock:
             self._interrupted = True
             running = list(self._running)
         for assoc in running:
-            assoc.abort(block=False)
+            shut(assoc)
 
     def close(self) -> None:
         """Each association ends with its question: there is nothing to close."""

@@ -81,6 +81,8 @@ class _Reader:
     def wait(self) -> bool:
         """Wait for the peer; true once there is an event for the state machine."""
         dul = self._dul
+        if not dul.event_queue.empty():
+            return False  # what was read tells what to do next: behind an invalid PDU nothing more may ever come
         while dul.state_machine.current_state in (_AWAITS_REQUEST, _TRANSFERS_DATA) and not dul._kill_thread:
             connection = dul.socket.socket
             if connection is None:

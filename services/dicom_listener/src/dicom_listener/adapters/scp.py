@@ -19,7 +19,7 @@ from dicom_listener.adapters.commitment_scp import CommitmentScp
 from dicom_listener.adapters.dimse import STORAGE_COMMITMENT, VERIFICATION, StagingDimse, configure
 from dicom_listener.adapters.reactor import wake_by_events
 from dicom_listener.adapters.staging import IncomingFile
-from dicom_listener.adapters.transport import HandedServer, PduReader, Server
+from dicom_listener.adapters.transport import HandedServer, PduReader, Server, shut
 from dicom_listener.domain.access import AccessRule, TurnedAway, check_access
 from dicom_listener.domain.refusals import SUCCESS, Reason
 from dicom_listener.handlers.receive import Receiver
@@ -187,7 +187,7 @@ class StorageScp:
             time.sleep(0.02)
         for assoc in late:
             if assoc.is_alive():
-                _shut(assoc)  # its reader waits for the rest of a PDU
+                shut(assoc)  # its reader waits for the rest of a PDU
         self._server.shutdown()
 
     def _established(self) -> list[Any]:
@@ -259,7 +259,7 @@ class StorageScp:
                     assoc.dul.socket.send(_ABORT)
                 assoc.dul.to_user_queue.put(A_P_ABORT())  # wakes the association's thread
                 assoc.dimse.discard_all()
-                _shut(assoc)
+                shut(assoc)
 
         return guarded
 
@@ -283,9 +283,9 @@ class StorageScp:
             return
         reason = self._admit(event.assoc)
         if reason is not None and reason.rejection is not None:
-            event.assoc.acse.send_reject(*reason.rejection)
             metrics.ASSOCIATIONS.labels(outcome="rejected").inc()
-            self._turn_away(event.assoc, reason)
+            self._turn_away(event.assoc, reason)  # before the sender hears it, so that it can be found from then on
+            event.assoc.acse.send_reject(*reason.rejection)
             event.assoc.kill()
 
     def _admit(self, assoc: Any) -> TurnedAway | None:
@@ -352,10 +352,11 @@ class StorageScp:
         return reason.status
 
     def _finish(self, assoc: Any, incoming: IncomingFile) -> int:
+        assoc.dul._idle_timer.stop()  # the sender waits for us, and is not silent
         try:
             return self._receiver.receive(incoming, _peer(assoc), assoc)
         finally:
-            assoc.dul._idle_timer.restart()  # the sender was waiting for us, not silent
+            assoc.dul._idle_timer.restart()
 
 
 def _forget_dead(of_associations: dict[Any, Any]) -> list[Any]:
@@ -372,13 +373,3 @@ def _peer(assoc: Any) -> Peer:
         called_ae_title=str(getattr(request, "called_ae_title", "") or "").strip()[:16],
         address=str(assoc.requestor.address or ""),
     )
-
-
-def _shut(assoc: Any) -> None:
-    """End the connection under an association whose reader may be blocked."""
-    sock = assoc.dul.socket.socket
-    if sock is not None:
-        try:
-            sock.shutdown(socket.SHUT_RDWR)
-        except OSError as error:
-            log.debug("connection was closed already", extra={"error": error.errno})

@@ -191,8 +191,8 @@ class StowDoor:
             return Response(status_code=400)  # nobody hears it
         finally:
             parts.discard()
-            exchange.end()
             self._associations.end(exchange, self._clock.now() if whole else None)
+            exchange.end()  # after that: the studies of one that has ended without a word are forgotten
 
     def _check_sender(self, request: Request, peer: Peer) -> None:
         options = self._options

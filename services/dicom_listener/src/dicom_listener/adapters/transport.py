@@ -150,6 +150,16 @@ def closed_connections() -> Iterator[list[Any]]:
         yield [(evt.EVT_CONN_OPEN, lambda event: sockets.callback(event.assoc.dul.socket.socket.close))]
 
 
+def shut(assoc: Any) -> None:
+    """End the connection under an association whose reader may be blocked."""
+    sock = assoc.dul.socket.socket
+    if sock is not None:
+        try:
+            sock.shutdown(socket.SHUT_RDWR)
+        except OSError as error:
+            log.debug("connection was closed already", extra={"error": error.errno})
+
+
 def tls_words(error: OSError) -> str:
     """What went wrong, without anything that a peer could have chosen but its certificate's fault."""
     if isinstance(error, ssl.SSLCertVerificationError):

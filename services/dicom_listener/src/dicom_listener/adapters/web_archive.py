@@ -66,6 +66,8 @@ class WebArchive:
             headers={} if options.token is None else {"Authorization": f"Bearer {options.token}"},
             verify=options.tls,
             timeout=httpx.Timeout(options.answer_seconds, connect=options.connect_seconds),
+            # An idle connection is given up before the archive does (some after 5 s): one that both end at once fails.
+            limits=httpx.Limits(keepalive_expiry=4.0),
         )
 
     def studies(self, wish: Wish) -> Sequence[ArchivedStudy]:
@@ -187,8 +189,8 @@ class WebArchive:
             raise FetchFailed(Problem.NOT_KEPT) from error
         finally:
             parts.discard()
-            exchange.end()
             self._associations.end(exchange, self._clock.now() if whole else None)
+            exchange.end()  # after that: the studies of one that has ended without a word are forgotten
 
     def interrupt(self) -> None:
         """The listener stops: what runs ends with the next piece."""

@@ -31,14 +31,17 @@ class Associations:
     def carried(self) -> set[str]:
         """Studies of which an association is still open."""
         with self._lock:
-            for association in [a for a in self._carried if not a.is_alive()]:
-                del self._carried[association]
-            return set().union(*self._carried.values()) if self._carried else set()
+            return self._carried_now()
+
+    def _carried_now(self) -> set[str]:
+        for association in [a for a in self._carried if not a.is_alive()]:
+            del self._carried[association]
+        return set().union(*self._carried.values()) if self._carried else set()
 
     def take_released(self) -> dict[str, datetime]:
         """Studies whose association was released since the last call and that no other association carries."""
-        carried = self.carried()
-        with self._lock:
+        with self._lock:  # held throughout: what is released in between would be taken for carried, and forgotten
+            carried = self._carried_now()
             taken = {uid: at for uid, at in self._released.items() if uid not in carried}
             self._released.clear()
             return taken

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Collection
 
 from dicom_listener import metrics
-from dicom_listener.domain.completeness import Rules, Stopwatches, complete_because
+from dicom_listener.domain.completeness import OpenStudy, Rules, Stopwatches, Waited, complete_because
 from dicom_listener.handlers.associations import Associations
 from dicom_listener.ports import Ledger
 from pipeline.clock import Clock
@@ -48,14 +49,12 @@ class CompletenessLoop:
                 raise
         carried = self._associations.carried()
         studies = self._ledger.open_studies()
-        metrics.OPEN_STUDIES.set(len(studies))
         self._stopwatches.keep_only({study.study_instance_uid for study in studies})
+        looked_at = [(study, self._waited(study, carried)) for study in studies]
+        metrics.OPEN_STUDIES.set(len(studies))  # from now on a wall clock that is set changes nothing for them
         closed = 0
-        for study in studies:
+        for study, waited in looked_at:
             now = self._clock.now()
-            waited = self._stopwatches.waited(
-                study, now, self._clock.monotonic(), carried=study.study_instance_uid in carried
-            )
             reason = complete_because(self._rules, waited)
             if reason is None or (study.study_instance_uid, study.version) in self._unsendable:
                 continue
@@ -80,6 +79,10 @@ class CompletenessLoop:
                 },
             )
         return closed
+
+    def _waited(self, study: OpenStudy, carried: Collection[str]) -> Waited:
+        is_carried = study.study_instance_uid in carried
+        return self._stopwatches.waited(study, self._clock.now(), self._clock.monotonic(), carried=is_carried)
 
     def run(self, stop: threading.Event) -> None:
         """Until stopped; an unreachable database is waited for."""
