@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import socket
 import ssl
+import threading
 import time
 import weakref
 import zlib
@@ -97,6 +98,29 @@ def encoded(ds: Dataset, transfer_syntax_uid: str = EXPLICIT) -> bytes:
     return data
 
 
+class Checkpoint(threading.Event):
+    """In place of pynetdicom's own, which lets its thread through once more after it was taken for held.
+
+    Then the thread takes an answer for itself and drops it ("unexpected service message").
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = threading.Event()
+        self.set()
+
+    def set(self) -> None:
+        """Let the thread go on."""
+        self.held.clear()
+        super().set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """What the thread does in each turn."""
+        if not self.is_set():
+            self.held.set()
+        return super().wait(timeout)
+
+
 class Sender:
     """One association of a Storage SCU."""
 
@@ -122,6 +146,7 @@ class Sender:
             tls_args=None if tls is None else (tls, "localhost"),
             evt_handlers=[(evt.EVT_CONN_OPEN, lambda event: connections.append(event.assoc.dul.socket.socket))],
         )
+        self._checkpoint = self.assoc._reactor_checkpoint = Checkpoint()
         for connection in connections:  # the library leaves it open when the peer was the first to go
             weakref.finalize(self, connection.close)
 
@@ -142,12 +167,13 @@ class Sender:
             if transfer_syntax_uid in (None, cx.transfer_syntax[0]) and cx.abstract_syntax != VERIFICATION
         )
         assert context is not None
-        assoc._reactor_checkpoint.clear()  # as pynetdicom's own send_* methods do
-        while not assoc._is_paused:
-            time.sleep(0.001)
+        self._checkpoint.clear()  # as pynetdicom's own send_* methods do
+        while not self._checkpoint.held.wait(0.1):
+            if not assoc.is_alive():
+                return None
         assoc.dimse.send_msg(request, context)
         _, response = assoc.dimse.get_msg(block=True)
-        assoc._reactor_checkpoint.set()
+        self._checkpoint.set()
         return None if response is None else response.Status
 
     def send(self, ds: Dataset) -> int | None:

@@ -33,13 +33,11 @@ class Gateway:
         self._routes = sorted(routes.items(), key=lambda item: -len(item[0]))
         self._services = dict(services)
         self._ready = ready
+        # Connections are not kept: a child may end an idle one in the moment in which it is used again.
+        limits = httpx.Limits(max_connections=200, max_keepalive_connections=0)
         # No time-out for reading: the console's event stream stays open. Children are local and supervised.
-        self._client = httpx.AsyncClient(
-            timeout=httpx.Timeout(10.0, read=None),
-            # An idle connection is given up before the EHR does so (5 s): one that both end at once fails.
-            limits=httpx.Limits(max_connections=200, keepalive_expiry=4.0),
-        )
-        self._health = httpx.AsyncClient(timeout=5.0)
+        self._client = httpx.AsyncClient(timeout=httpx.Timeout(10.0, read=None), limits=limits)
+        self._health = httpx.AsyncClient(timeout=5.0, limits=limits)
 
     def app(self) -> Starlette:
         """The ASGI application."""

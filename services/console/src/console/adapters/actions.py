@@ -27,7 +27,8 @@ class Actions:
 
     def __init__(self, urls: Mapping[Doer, str | None], client: httpx.Client | None = None) -> None:
         self._urls = {by: url.rstrip("/") for by, url in urls.items() if url}
-        self._client = client or httpx.Client(timeout=10.0)
+        # Connections are not kept: a service may end an idle one in the moment in which it is used again.
+        self._client = client or httpx.Client(timeout=10.0, limits=httpx.Limits(max_keepalive_connections=0))
 
     def of(self, facts: Collection[Fact]) -> list[Action]:
         """Those that can be asked for from here."""
