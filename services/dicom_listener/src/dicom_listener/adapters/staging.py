@@ -7,6 +7,7 @@ import errno
 import hashlib
 import mmap
 import os
+import threading
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,6 +61,9 @@ class IncomingFile:
         self._is_there = False
         self._begun = 0  # bytes that the system was told to begin writing to the disk
         self._gathered: list[bytes | memoryview] = []
+        # The association may be ended by another thread: what this one writes just then must not go into the file that
+        # is opened next, which has the same descriptor.
+        self._in_use = threading.RLock()
         self.path = store.staging_dir() / f"{_PREFIX}{uuid.uuid4().hex}.part"
         if refused is None:
             self._is_there = True
@@ -94,18 +98,19 @@ class IncomingFile:
 
     def flush(self) -> None:
         """Write what was gathered; an error is remembered for `finish` and not raised."""
-        if self._file is None:
-            return
         pieces, self._gathered = self._gathered, []
-        try:
-            for piece in pieces:
-                self._hash.update(piece)
-            _write_all(self._file, pieces)
-            if self.size_bytes - self._begun >= _BEGIN_WRITING:
-                begin_writing(self._file, self._begun, self.size_bytes - self._begun)
-                self._begun = self.size_bytes
-        except OSError as error:
-            self._fail(error)
+        with self._in_use:
+            if self._file is None:
+                return
+            try:
+                for piece in pieces:
+                    self._hash.update(piece)
+                _write_all(self._file, pieces)
+                if self.size_bytes - self._begun >= _BEGIN_WRITING:
+                    begin_writing(self._file, self._begun, self.size_bytes - self._begun)
+                    self._begun = self.size_bytes
+            except OSError as error:
+                self._fail(error)
 
     def _fail(self, error: OSError) -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -146,9 +151,10 @@ class IncomingFile:
             self.path.unlink(missing_ok=True)
 
     def _close(self) -> None:
-        if self._file is not None:
-            file, self._file = self._file, None
-            os.close(file)
+        with self._in_use:
+            if self._file is not None:
+                file, self._file = self._file, None
+                os.close(file)
 
 
 def _write_all(file: int, pieces: Sequence[bytes | memoryview]) -> None:
