@@ -9,6 +9,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -16,11 +17,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
-from pynetdicom import ALL_TRANSFER_SYNTAXES
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
+from pynetdicom.sop_class import StorageCommitmentPushModel
 
 from dicom_listener.domain.part10 import part10_head
 from integration.dicom_listener.certificates import client, new_papers
@@ -147,6 +150,44 @@ def test_each_of_them_keeps_every_transfer_syntax_as_it_came(process: Process) -
     rows = process.rows("select sop_instance_uid, transfer_syntax_uid, object_key from instances")
     assert {(uid, syntax): data_set_bytes(process.objects / key) for uid, syntax, key in rows} == sent
     assert process.staged() == []
+
+
+@pytest.mark.parametrize("takes_associations", [False, True])
+def test_sigterm_does_not_wait_for_a_sender_that_says_nothing(process: Process, takes_associations: bool) -> None:
+    asked = threading.Event()
+    go = threading.Event()
+
+    def hold(_event: Any) -> tuple[int, None]:
+        asked.set()
+        go.wait()
+        return 0, None
+
+    with socket.create_server(("127.0.0.1", 0)) as silent, contextlib.ExitStack() as end:
+        port = silent.getsockname()[1]
+        if takes_associations:
+            ae = AE(ae_title="SENDER")
+            ae.add_supported_context(StorageCommitmentPushModel, scp_role=True, scu_role=True)
+            server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, hold)])
+            end.callback(server.shutdown)
+            end.callback(go.set)
+            port = server.server_address[1]
+        process.start(
+            known_peers=json.dumps({"SENDER": {"host": "127.0.0.1", "port": port}}), request_timeout_seconds=300
+        )
+        with Sender(process.port) as sender:
+            assert sender.send(ds := image()) == 0
+        requester = Requester()
+        end.callback(requester.server.shutdown)
+        assoc = requester.associate(process.port)
+        assert Requester.ask(assoc, [(DX, ds.SOPInstanceUID)]) == 0
+        assoc.release()
+        if takes_associations:
+            assert asked.wait(120)
+        else:
+            silent.settimeout(120)
+            end.enter_context(silent.accept()[0])
+        assert process.end(signal.SIGTERM) == 0  # a loop that does not end would have made it 1
+        assert process.rows("select outcome, attempts from commitments") == [(None, 1)]
 
 
 @pytest.mark.needs("dcmtk")

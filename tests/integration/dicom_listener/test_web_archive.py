@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +16,11 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from dicom_listener.adapters.tables import instances
 from dicom_listener.adapters.web_archive import WebArchive, WebOptions
+from dicom_listener.domain.fetch import FetchFailed
 from dicom_listener.domain.watermark import Watermark
 from dicom_listener.handlers.fetch import Wish
 from integration.dicom_listener.pacs import Fetching, fetching
@@ -69,6 +73,22 @@ class Web:
         )
 
 
+class Silence(Response):
+    """Sends no more than what it begins with, and never ends."""
+
+    def __init__(self, begins_with: bytes | None) -> None:
+        super().__init__(media_type=CONTENT_TYPE)
+        self.begins_with = begins_with
+        self.begun = threading.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.begins_with is not None:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers[1:]})
+            await send({"type": "http.response.body", "body": self.begins_with, "more_body": True})
+        self.begun.set()
+        await asyncio.sleep(3600)
+
+
 def multipart(*images: Dataset, cut: int = 0) -> Response:
     body = body_of(*[part10(ds) for ds in images])
     return Response(body[: len(body) - cut], media_type=CONTENT_TYPE)
@@ -89,11 +109,15 @@ def listener(tmp_path: Path) -> Iterator[Listener]:
         yield running
 
 
+def archive_at(url: str, listener: Listener) -> WebArchive:
+    options = WebOptions(url, "a-token", "ECHO", 2**30, 20, 600, ssl.create_default_context())
+    associations = listener.receiver._associations
+    return WebArchive(options, listener.receiver, associations, listener.store, SystemClock())
+
+
 def attempt(listener: Listener, url: str) -> tuple[str, str | None, str | None]:
     """State, reason and text of a request after one attempt."""
-    options = WebOptions(url, "a-token", "ECHO", 2**30, 20, 60, ssl.create_default_context())
-    associations = listener.receiver._associations
-    archive = WebArchive(options, listener.receiver, associations, listener.store, SystemClock())
+    archive = archive_at(url, listener)
     work: Fetching = fetching(listener, archive)
     fetch, _ = work.fetches.ask(Wish(STUDY, None, 0), work.clock.now())
     assert work.step()
@@ -156,6 +180,34 @@ def test_answers_that_are_no_help(
 def test_nobody_is_there(listener: Listener) -> None:
     state, code, text = attempt(listener, f"http://127.0.0.1:{ports.free_port()}")
     assert (state, code, text) == ("queued", "archive_unreachable", "the archive cannot be reached (ConnectError)")
+
+
+@pytest.mark.parametrize("begins_with", [None, body_of(part10(image(STUDY)))[:-100]], ids=["at once", "in the middle"])
+@pytest.mark.parametrize("name", ["query", "retrieve"])
+def test_a_stop_does_not_wait_for_the_archive(
+    listener: Listener, web: tuple[Web, str], name: str, begins_with: bytes | None
+) -> None:
+    answers, url = web
+    silence = Silence(begins_with)
+    setattr(answers, name, silence)
+    archive = archive_at(url, listener)
+    work = fetching(listener, archive)
+    fetch, _ = work.fetches.ask(Wish(STUDY, None, 0), work.clock.now())
+    working = threading.Thread(target=work.step)
+    working.start()
+    assert silence.begun.wait(60)
+    archive.interrupt()
+    working.join(60)
+    assert not working.is_alive()
+    after = work.fetches.get(fetch.id)
+    assert after is not None
+    assert after.state == "queued"
+    assert after.problem is not None
+    assert after.problem[0] == "archive_unreachable"
+    assert listener.staged() == []
+    with pytest.raises(FetchFailed):  # nor begins anything
+        archive.studies(Wish(STUDY, None, 0))
+    archive.close()
 
 
 def test_no_space_for_it(tmp_path: Path, web: tuple[Web, str]) -> None:

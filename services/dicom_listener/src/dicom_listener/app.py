@@ -191,6 +191,7 @@ def serve(settings: Settings, under_way: KeyLocks, watermark: Watermark, forks: 
     def drain() -> None:
         if archive is not None:
             archive.interrupt()
+        reporter.interrupt()
         if stow is not None:
             stow.close()
         scp.drain(settings.drain_seconds)

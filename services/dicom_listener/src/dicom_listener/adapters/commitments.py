@@ -18,7 +18,7 @@ from pynetdicom import AE, build_role
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance  # type: ignore[attr-defined]  # made at import
 
 from dicom_listener.adapters.tables import commitments, instances
-from dicom_listener.adapters.transport import closed_connections
+from dicom_listener.adapters.transport import Requested
 from dicom_listener.domain.commitment import Reference, Verdict
 from dicom_listener.handlers.commit import LONGEST_PAUSE_S, Commitment
 from dicom_listener.ports import Peer
@@ -160,8 +160,13 @@ class DimseReporter:
         self._peers = peers
         self._tls = tls
         self._timeout = timeout_seconds
+        self._requested = Requested()
         self._lock = threading.Lock()
         self._asked_on: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+    def interrupt(self) -> None:
+        """The listener stops: wait for nobody. Who did not take a result is told again."""
+        self._requested.interrupt()
 
     def asked_on(self, id_: int, association: object) -> None:
         """The request came on this association."""
@@ -197,7 +202,7 @@ class DimseReporter:
         ae = AE(ae_title=commitment.peer.called_ae_title)
         ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = self._timeout
         ae.add_requested_context(StorageCommitmentPushModel)
-        with closed_connections() as handlers:
+        with self._requested.one() as handlers:
             assoc = ae.associate(
                 address.host,
                 address.port,

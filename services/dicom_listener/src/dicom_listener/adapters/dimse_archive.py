@@ -19,7 +19,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made when th
 )
 
 from dicom_listener.adapters.commitments import PeerAddress
-from dicom_listener.adapters.transport import closed_connections, shut
+from dicom_listener.adapters.transport import Requested
 from dicom_listener.domain.fetch import ArchivedSeries, ArchivedStudy, FetchFailed, Problem
 from dicom_listener.domain.uids import is_uid
 from dicom_listener.handlers.fetch import Wish
@@ -57,9 +57,7 @@ class DimseArchive:
 
     def __init__(self, options: DimseOptions) -> None:
         self._options = options
-        self._lock = threading.Lock()
-        self._running: set[Any] = set()
-        self._interrupted = False
+        self._requested = Requested()
 
     def studies(self, wish: Wish) -> Sequence[ArchivedStudy]:
         """Those that the wish names."""
@@ -132,29 +130,17 @@ class DimseArchive:
         raise FetchFailed(Problem.INVALID_ANSWER, "C-MOVE without an end")
 
     def interrupt(self) -> None:
-        """The listener stops: cut off what runs, and begin nothing more.
-
-        Whoever waits for an answer hears at once of a connection that is gone, but not of an abort by another thread.
-        """
-        with self._lock:
-            self._interrupted = True
-            running = list(self._running)
-        for assoc in running:
-            shut(assoc)
+        """The listener stops: cut off what runs, and begin nothing more."""
+        self._requested.interrupt()
 
     def close(self) -> None:
         """Each association ends with its question: there is nothing to close."""
 
     @contextlib.contextmanager
     def _association(self, model: str) -> Iterator[Any]:
-        with closed_connections() as handlers:
+        with self._requested.one() as handlers:
             assoc = self._associate(model, handlers)
-            with self._lock:
-                self._running.add(assoc)
-                interrupted = self._interrupted
             try:
-                if interrupted:
-                    raise FetchFailed(Problem.UNREACHABLE, "the listener is stopping")
                 if not assoc.accepted_contexts:
                     raise FetchFailed(Problem.REFUSED, "the archive does not offer C-FIND or C-MOVE")
                 yield assoc
@@ -163,8 +149,6 @@ class DimseArchive:
             except (RuntimeError, ValueError, OSError) as error:  # what pynetdicom raises when the association breaks
                 raise FetchFailed(Problem.UNREACHABLE, type(error).__name__) from error
             finally:
-                with self._lock:
-                    self._running.discard(assoc)
                 if assoc.is_established:
                     assoc.abort()  # answers may still be under way
 

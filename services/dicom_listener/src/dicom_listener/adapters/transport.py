@@ -141,13 +141,47 @@ class HandedServer(Server):
         self.server_close()
 
 
-@contextlib.contextmanager
-def closed_connections() -> Iterator[list[Any]]:
-    """Event handlers for `AE.associate`: its connection is closed at the end, which the library leaves open when the
-    peer is the first to go.
-    """
-    with contextlib.ExitStack() as sockets:
-        yield [(evt.EVT_CONN_OPEN, lambda event: sockets.callback(event.assoc.dul.socket.socket.close))]
+class Requested:
+    """The associations that this process has asked others for, so that a stop need not wait for answers."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: set[Any] = set()
+        self._interrupted = False
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[list[Any]]:
+        """Event handlers for `AE.associate`. At the end its connection is closed, which the library leaves open when
+        the peer is the first to go.
+        """
+        with contextlib.ExitStack() as end:
+
+            def opened(event: Any) -> None:
+                assoc = event.assoc
+                end.callback(assoc.dul.socket.socket.close)
+                with self._lock:
+                    self._open.add(assoc)
+                    end.callback(self._forget, assoc)
+                    interrupted = self._interrupted
+                if interrupted:
+                    shut(assoc)
+
+            yield [(evt.EVT_CONN_OPEN, opened)]
+
+    def _forget(self, assoc: Any) -> None:
+        with self._lock:
+            self._open.discard(assoc)
+
+    def interrupt(self) -> None:
+        """Cut off those there are, and those to come.
+
+        Whoever waits for an answer hears at once of a connection that is gone, but not of an abort by another thread.
+        """
+        with self._lock:
+            self._interrupted = True
+            still_open = list(self._open)
+        for assoc in still_open:
+            shut(assoc)
 
 
 def shut(assoc: Any) -> None:

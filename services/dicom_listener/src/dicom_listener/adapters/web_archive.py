@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import ssl
 import threading
+import weakref
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -34,6 +37,7 @@ CALLING = "WADO-RS"
 _PAGE = 1000
 _MOST_MATCHES = 30_000
 _PIECE = 2**20
+_CONNECTED = ("connection.connect_tcp.complete", "connection.start_tls.complete")
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class WebArchive:
         self._store = store
         self._clock = clock
         self._interrupted = threading.Event()
+        self._connections: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._lock = threading.Lock()
         self._client = httpx.Client(
             base_url=options.base_url.rstrip("/"),
             headers={} if options.token is None else {"Authorization": f"Bearer {options.token}"},
@@ -135,7 +141,9 @@ class WebArchive:
 
     def _get(self, path: str, parameters: Mapping[str, str | list[str]]) -> list[dict[str, Any]]:
         try:
-            answer = self._client.get(path, params=parameters, headers={"Accept": "application/dicom+json"})
+            answer = self._client.get(
+                path, params=parameters, headers={"Accept": "application/dicom+json"}, extensions={"trace": self._trace}
+            )
         except httpx.HTTPError as error:
             raise FetchFailed(Problem.UNREACHABLE, type(error).__name__) from error
         if answer.status_code in (204, 404):
@@ -152,9 +160,10 @@ class WebArchive:
 
     def retrieve(self, study_instance_uid: str, stop: threading.Event) -> None:
         """WADO-RS of the study, in the transfer syntaxes that it is kept in, through the same door as STOW-RS."""
-        accept = f'multipart/related; type="{DICOM_PART}"; transfer-syntax=*'
+        accept = {"Accept": f'multipart/related; type="{DICOM_PART}"; transfer-syntax=*'}
+        path, extensions = f"/studies/{study_instance_uid}", {"trace": self._trace}
         try:
-            with self._client.stream("GET", f"/studies/{study_instance_uid}", headers={"Accept": accept}) as answer:
+            with self._client.stream("GET", path, headers=accept, extensions=extensions) as answer:
                 if answer.status_code != 200:
                     raise FetchFailed(Problem.REFUSED, f"WADO-RS status {answer.status_code}")
                 self._take(answer, study_instance_uid, stop)
@@ -192,13 +201,33 @@ class WebArchive:
             self._associations.end(exchange, self._clock.now() if whole else None)
             exchange.end()  # after that: the studies of one that has ended without a word are forgotten
 
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """The client tells what it does (httpcore's extension "trace")."""
+        if event in _CONNECTED:
+            connection = info["return_value"]
+            with self._lock:
+                self._connections.add(connection)
+                interrupted = self._interrupted.is_set()
+            if interrupted:
+                _shut(connection)
+
     def interrupt(self) -> None:
-        """The listener stops: what runs ends with the next piece."""
-        self._interrupted.set()
+        """The listener stops: who waits for an answer of the archive waits no longer."""
+        with self._lock:
+            self._interrupted.set()
+            connections = list(self._connections)
+        for connection in connections:
+            _shut(connection)
 
     def close(self) -> None:
         """Close connections, when nothing runs any more."""
         self._client.close()
+
+
+def _shut(connection: Any) -> None:
+    """Wake who reads from it. Of a TLS connection, too, it is the one below that is shut."""
+    with contextlib.suppress(OSError):  # it is closed already
+        socket.socket.shutdown(connection.get_extra_info("socket"), socket.SHUT_RDWR)
 
 
 def _texts(item: Mapping[str, Any], tag: str) -> tuple[str, ...]:

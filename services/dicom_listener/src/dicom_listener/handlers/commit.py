@@ -98,6 +98,7 @@ class CommitmentLoop:
         self._give_up_after = give_up_after
         self._keep = keep
         self._next_prune = 0.0
+        self._stop = threading.Event()
         self.wakeup = threading.Event()
 
     def step(self) -> int:
@@ -110,6 +111,8 @@ class CommitmentLoop:
         return taken
 
     def _send(self, commitment: Commitment) -> bool:
+        if self._stop.is_set():
+            return False
         verdict = self._verdict(commitment)
         now = self._clock.now()
         if self._reporter.report(commitment, verdict):
@@ -142,6 +145,7 @@ class CommitmentLoop:
 
     def run(self, stop: threading.Event) -> None:
         """Until stopped; an unreachable database or store is waited for."""
+        self._stop = stop
         while not stop.is_set():
             try:
                 if self.step():
