@@ -64,9 +64,9 @@ bench: setup  ## what a CPU can measure (3 minutes); results in benchmarks/resul
 	$(BIN)/python benchmarks/end_to_end.py --studies 6
 	$(BIN)/python benchmarks/render.py
 
-chaos: setup  ## faults of all kinds in the cluster mode under load: make chaos MINUTES=3 SEED=1; result in build/
+chaos: setup  ## faults of all kinds in the cluster mode under load: make chaos MINUTES=3 SEED=1 (MUTE=1: silent connections, too); result in build/
 	@scripts/services.sh start
-	$(BIN)/python benchmarks/chaos.py --minutes $(or $(MINUTES),3) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python benchmarks/chaos.py --minutes $(or $(MINUTES),3) $(if $(SEED),--seed $(SEED)) $(if $(MUTE),--mute)
 
 variants: setup  ## the method against its alternatives, three seeds (hours, resumable): table and verdicts in docs/benchmarks.md
 	$(BIN)/python -m echo_model.training.variants --work .training/variants --json benchmarks/results/variants.json

@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import httpx  # noqa: E402  # the path is set above
 import sqlalchemy as sa  # noqa: E402
-from chaos_faults import MARKS, SERVERS, SHARES, Faults, plan, small_disk, start_servers  # noqa: E402
+from chaos_faults import MARKS, MUTE_SHARE, SERVERS, SHARES, Faults, plan, small_disk, start_servers  # noqa: E402
 from chaos_load import LATE_S, NO_ANSWER, Arrival, Sender, Sent, arrivals, register  # noqa: E402
 from chaos_verdict import (  # noqa: E402
     Outcome,
@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--every", type=float, default=10.0, metavar="S", help="mean pause between studies of a sender")
+    parser.add_argument("--mute", action="store_true", help="also let connections fall silent without an end")
     parser.add_argument("--patience", type=float, default=600.0, metavar="S", help="longest wait for the last reports")
     parser.add_argument("--json", type=Path, default=ROOT / "build" / "chaos.json")
     parser.add_argument("--png", type=Path, help="default: beside the JSON")
@@ -193,7 +194,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         senders = [Sender(port, some, started, f"{options.seed}{n}") for n, some in enumerate(studies)]
         for sender in senders:
             sender.start()
-        kinds = {kind: share for kind, share in SHARES.items() if cluster.can_fill or kind != "fill"}
+        kinds = SHARES | ({"mute": MUTE_SHARE} if options.mute else {})
+        kinds = {kind: share for kind, share in kinds.items() if cluster.can_fill or kind != "fill"}
         faults = Faults(cluster.flow, cluster.redis_url, cluster.objects, cluster.links, started)
         with faults.restarting():
             faults.run(plan(options.seed, seconds, kinds))

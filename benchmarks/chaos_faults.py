@@ -25,10 +25,26 @@ ROOT = Path(__file__).parents[1]
 SERVERS = ("kafka", "redis", "postgres", "hapi")
 LINKS = (*SERVERS, "dicom")
 PROCESSES = (*ClusterFlow.SERVICES, *SERVERS)
-TARGETS = {"kill": PROCESSES, "stop": PROCESSES, "cut": LINKS, "flush": ("redis",), "fill": ("objects",)}
+TARGETS = {
+    "kill": PROCESSES,
+    "stop": PROCESSES,
+    "cut": LINKS,
+    "flush": ("redis",),
+    "fill": ("objects",),
+    "mute": LINKS,
+}
 SHARES = {"kill": 4, "stop": 4, "cut": 4, "flush": 1, "fill": 1}
 """Of so many faults in a row, this many are of each kind; within a kind every target has its turn."""
-SECONDS = {"kill": (0.0, 6.0), "stop": (2.0, 25.0), "cut": (0.0, 10.0), "flush": (0.0, 0.0), "fill": (5.0, 20.0)}
+MUTE_SHARE = 3
+"""Of connections that stay open and carry nothing more, as behind a firewall that forgot them; only when asked for."""
+SECONDS = {
+    "kill": (0.0, 6.0),
+    "stop": (2.0, 25.0),
+    "cut": (0.0, 10.0),
+    "flush": (0.0, 0.0),
+    "fill": (5.0, 20.0),
+    "mute": (0.0, 0.0),
+}
 """How long it lasts; a killed server takes its time to start on top."""
 PAUSE_S = (5.0, 15.0)
 STORE_BYTES = 256 * 2**20
@@ -130,6 +146,7 @@ class Faults:
             "kill": self._kill,
             "stop": self._stop,
             "cut": lambda fault: self._links[fault.target].cut(fault.for_s),
+            "mute": lambda fault: self._links[fault.target].silence(),
             "flush": self._flush,
             "fill": self._fill,
         }
@@ -181,7 +198,7 @@ class Faults:
         return time.monotonic() - self._started
 
     def _one(self, fault: Fault) -> None:
-        lock = self._locks[f"to {fault.target}" if fault.kind == "cut" else fault.target]
+        lock = self._locks[f"to {fault.target}" if fault.kind in ("cut", "mute") else fault.target]
         if not lock.acquire(blocking=False):
             return
         at = self._now()

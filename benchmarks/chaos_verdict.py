@@ -159,8 +159,22 @@ def written(result: Mapping[str, Any], file: Path) -> None:
     file.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
 
-_COLOURS = {"kill": "#b5534a", "stop": "#d98e32", "cut": "#1b6ca8", "flush": "#7b5ea7", "fill": "#5a9367"}
-_WORDS = {"kill": "killed", "stop": "stopped", "cut": "cut off", "flush": "flushed", "fill": "disk full"}
+_COLOURS = {
+    "kill": "#b5534a",
+    "stop": "#d98e32",
+    "cut": "#1b6ca8",
+    "flush": "#7b5ea7",
+    "fill": "#5a9367",
+    "mute": "#888888",
+}
+_WORDS = {
+    "kill": "killed",
+    "stop": "stopped",
+    "cut": "cut off",
+    "flush": "flushed",
+    "fill": "disk full",
+    "mute": "silent",
+}
 
 
 def plot(result: Mapping[str, Any], file: Path) -> None:
@@ -172,14 +186,16 @@ def plot(result: Mapping[str, Any], file: Path) -> None:
     figure = Figure(figsize=(10, 7.5), layout="constrained")
     FigureCanvasAgg(figure)
     lanes, counts, latency = figure.subplots(3, 1, sharex=True, height_ratios=[2.2, 2, 2])
-    for lane, kind in enumerate(_WORDS):
+    drawn = {fault["kind"] for fault in result["faults"]}
+    shown = {kind: text for kind, text in _WORDS.items() if kind != "mute" or kind in drawn}
+    for lane, kind in enumerate(shown):
         some = [fault for fault in result["faults"] if fault["kind"] == kind]
         bars = [(fault["at_s"] / 60, max(fault["lasted_s"], 1.0) / 60) for fault in some]
         lanes.broken_barh(bars, (-lane - 0.32, 0.64), color=_COLOURS[kind], alpha=0.75)
         for fault in some:
             lanes.text(fault["at_s"] / 60, -lane + 0.34, fault["target"][:4], fontsize=5, rotation=35)
-    lanes.set_yticks([-lane for lane in range(len(_WORDS))], list(_WORDS.values()), fontsize=8)
-    lanes.set_ylim(0.5 - len(_WORDS), 0.9)
+    lanes.set_yticks([-lane for lane in range(len(shown))], list(shown.values()), fontsize=8)
+    lanes.set_ylim(0.5 - len(shown), 0.9)
     lanes.set_title(f"{result['minutes']:g} minutes of chaos, seed {result['seed']}", fontsize=10, loc="left")
     studies = result["studies"]
     for key, words, colour in (
