@@ -32,7 +32,7 @@ test: setup  ## all tests; those whose server is absent are skipped with the rea
 check: setup  ## what pre-commit and CI run: format, lint, types, import rules, schemas, generated docs
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/mypy $(wildcard libs/*/src services/*/src) scripts
+	$(BIN)/mypy $(wildcard libs/*/src services/*/src) scripts benchmarks
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/lint_schemas.py
 	$(BIN)/python scripts/gen_settings_docs.py --check

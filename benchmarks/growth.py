@@ -34,9 +34,10 @@ import sqlalchemy as sa
 from growth_parts import PARTS, TEMPLATE, Listener, Part, job_of
 from growth_tables import SECONDS_APART, multiply, sizes
 
+from dicom_listener.adapters.key_locks import KeyLocks
 from dicom_listener.adapters.ledger import SqlLedger
 from dicom_listener.adapters.object_index import SqlObjectIndex
-from dicom_listener.handlers.sweep import Sweeper, UnderWay
+from dicom_listener.handlers.sweep import Sweeper
 from pipeline.database import Database
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -158,7 +159,7 @@ def retention(part: Listener, studies: int, seconds: float) -> dict[str, Any]:
     sweeper = Sweeper(
         part.store,
         SqlObjectIndex(part.database, part.clock),
-        UnderWay(),
+        KeyLocks(),
         part.clock,
         orphan_grace=timedelta(hours=1),
         keep_objects=timedelta(seconds=SECONDS_APART * studies / 2),

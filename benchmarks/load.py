@@ -23,6 +23,7 @@ from typing import Any
 
 import pydicom
 from end_to_end import ROOT, machine, spread
+from pydicom.uid import UID
 from pynetdicom import AE
 
 from e2e.flow import QUIET_SECONDS, EmbeddedFlow, Study, study_of
@@ -70,7 +71,7 @@ def store(study: Study, lateral: Path, port: int) -> float:
     ):
         setattr(other, keyword, getattr(frontal, keyword))
     other.SeriesInstanceUID = f"2.25.{uuid.uuid4().int}"
-    other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = f"2.25.{uuid.uuid4().int}"
+    other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = UID(f"2.25.{uuid.uuid4().int}")
     ae = AE(ae_title="MODALITY")
     ae.add_requested_context(frontal.SOPClassUID, frontal.file_meta.TransferSyntaxUID)
     assoc = ae.associate("127.0.0.1", port, ae_title="ECHO")
@@ -165,7 +166,7 @@ def main() -> None:
             flow.stop()
     delivered = [row for row in rows if row["seconds"] is not None]
     steady = [row for row in delivered if not row["burst"] and not _behind_burst(row, options)]
-    burst = [row["seconds"] for row in delivered if row["burst"]]
+    in_burst = [row["seconds"] for row in delivered if row["burst"]]
     result = {
         "machine": machine(),
         "studies_per_hour": options.studies_per_hour,
@@ -175,8 +176,8 @@ def main() -> None:
         "refused": len(failed),
         "without_report": len(rows) - len(delivered),
         "outside_the_burst": spread([row["seconds"] for row in steady]),
-        "counted_with_neither": len(delivered) - len(steady) - len(burst),
-        "in_the_burst": spread(burst) if burst else None,
+        "counted_with_neither": len(delivered) - len(steady) - len(in_burst),
+        "in_the_burst": spread(in_burst) if in_burst else None,
         "hops_outside_the_burst_mean_s": {
             name: round(sum(row["hops"][name] for row in steady) / max(1, len(steady)), 3) for name in HOPS
         },

@@ -119,7 +119,7 @@ class Steps:
             started = time.perf_counter()
             for _ in range(args.accumulate):
                 (loss, _), row = self.loss(stage, args.batch // args.accumulate, generator)
-                (loss / args.accumulate).backward()  # type: ignore[no-untyped-call]  # torch publishes no type for it
+                (loss / args.accumulate).backward()
                 length = len(row.ids)
             self.optimizers.update(step, 1.0, self.learning)
             losses.append(float(loss.detach()))  # waits for the device

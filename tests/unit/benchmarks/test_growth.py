@@ -7,6 +7,8 @@ the statement's text, so what holds for a few rows holds for a million.
 from __future__ import annotations
 
 import importlib
+import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,3 +64,22 @@ def test_no_statement_reads_a_whole_table(parts: Any, tmp_path: Path, service: s
         and words[1] in many
         and "USING" not in words  # "using index": in its order, until the limit
     ] == []
+
+
+def test_the_measuring_itself(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "growth.py"), "--studies", "1200", "--repeats", "2"]
+    command += [
+        "--retention-seconds",
+        "0.5",
+        "--engine",
+        "sqlite",
+        "--only",
+        "dicom_listener",
+        "--folder",
+        str(tmp_path),
+    ]
+    subprocess.run([*command, "--json", str(tmp_path / "result.json")], check=True)
+    listener = json.loads((tmp_path / "result.json").read_text())["engines"]["sqlite"]["dicom_listener"]
+    assert listener["studies"] == {"small": 1000, "large": 1200}
+    assert listener["retention"]["objects_recorded_a_second"] > 0
+    assert not list(tmp_path.glob("*sqlite*"))
