@@ -129,6 +129,36 @@ def test_parallel_deliveries_of_one_report_make_one_report(ehr, make_writer, mrn
     assert len(ehr.provenances(report)) == 1
 
 
+def test_the_first_reports_of_a_model_at_once_can_all_be_amended(ehr, make_writer, mrn, registered):
+    """All of them make its Device: who loses the race must not lose a label, nor the right to a next version."""
+    model = (f"model-{new_uid()[-12:]}", "1")
+    uids = [new_uid() for _ in range(8)]
+    writers = {uid: make_writer(ehr.base_url) for uid in uids}
+    gate = threading.Barrier(len(uids))
+
+    def deliver(uid: str, version: int) -> str:
+        writer = writers[uid]
+        writer.feed(
+            completed(uid, version, mrn=mrn), generated(uid, version, impression=f"{uid} {version}", model=model)
+        )
+        gate.wait(120)
+        for _ in range(30):
+            writer.run_due()
+            if done := [e for e in writer.events() if e["type"] == "imaging.report.delivered.v1"]:
+                return str(done[-1]["result"])
+            writer.advance(200)
+        raise AssertionError("not delivered")
+
+    for version, result in ((1, "created"), (2, "updated")):
+        with ThreadPoolExecutor(len(uids)) as pool:
+            assert [*pool.map(deliver, uids, [version] * len(uids))] == [result] * len(uids)
+        for uid in uids:
+            (report,) = ehr.reports(uid)
+            for resource in (report, *ehr.observations(uid).values()):
+                tags = {tag["code"] for tag in resource["meta"]["tag"]}
+                assert {codes.AI_DRAFT.code, resources.content_tag(resource)} <= tags
+
+
 def test_threads_of_one_writer_never_work_on_one_study_at_once(sekmet, make_writer, postgres_url):
     writer = make_writer(sekmet.base_url, database_url=postgres_url)
     uids = [new_uid() for _ in range(20)]

@@ -118,8 +118,9 @@ class FhirHttp:
             "POST",
             "",
             json=bundle,
-            # HAPI FHIR repeats a transaction that lost a race by itself when asked to; others ignore the header.
-            headers={"X-Retry-On-Version-Conflict": "retry; max-retries=10", "Prefer": "return=minimal"},
+            # HAPI FHIR is not asked to repeat one that lost a race (X-Retry-On-Version-Conflict): what it repeats loses
+            # the tags that were new, and a resource with a lost tag can never be changed again (8.8).
+            headers={"Prefer": "return=minimal"},
         )
         responses = [entry.get("response", {}) for entry in answer.body.get("entry") or ()]
         if len(responses) != len(bundle["entry"]):
