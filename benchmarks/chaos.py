@@ -24,6 +24,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -210,7 +211,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         waited_s = time.monotonic() - started - seconds
         ends = {uid: Outcome() for uid in sent}
         try:
-            ends |= wait_until("all could be asked", lambda: [outcomes(cluster.flow, list(sent.values()))], 300, 5.0)[0]
+            ask = partial(outcomes, cluster.flow, list(sent.values()))
+            ends |= wait_until("the end of every study is known", ask, 300, 5.0, done=lambda _: True)
         except AssertionError as error:  # the rest of the result is worth having
             problems.append(f"what became of the studies is not known: {error}")
     took = [

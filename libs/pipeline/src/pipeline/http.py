@@ -20,6 +20,12 @@ from starlette.types import ASGIApp
 _IDLE_S = 60
 """After which an idle connection is closed: later than our clients do (5 s), or one would use it just then."""
 
+CLIENT_IDLE_S = 4.0
+"""After which a client gives up an idle connection to somebody else's server: before the server does (some after 5 s).
+
+A connection that both end at once fails the request that is just sent.
+"""
+
 Check = Callable[[], None]
 """Raises while the thing it asks about is not ready."""
 

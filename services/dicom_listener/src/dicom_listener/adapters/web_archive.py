@@ -30,6 +30,7 @@ from dicom_listener.handlers.fetch import Wish
 from dicom_listener.handlers.receive import Receiver
 from dicom_listener.ports import Peer
 from pipeline.clock import Clock
+from pipeline.http import CLIENT_IDLE_S
 from pipeline.store import ObjectStore
 
 CALLING = "WADO-RS"
@@ -72,8 +73,7 @@ class WebArchive:
             headers={} if options.token is None else {"Authorization": f"Bearer {options.token}"},
             verify=options.tls,
             timeout=httpx.Timeout(options.answer_seconds, connect=options.connect_seconds),
-            # An idle connection is given up before the archive does (some after 5 s): one that both end at once fails.
-            limits=httpx.Limits(keepalive_expiry=4.0),
+            limits=httpx.Limits(keepalive_expiry=CLIENT_IDLE_S),
         )
 
     def studies(self, wish: Wish) -> Sequence[ArchivedStudy]:

@@ -16,6 +16,7 @@ from prometheus_client import Histogram
 
 from fhir_writer.domain.codes import Json
 from fhir_writer.domain.outcome import Refused, Unavailable
+from pipeline.http import CLIENT_IDLE_S
 
 log = logging.getLogger(__name__)
 
@@ -89,9 +90,8 @@ class FhirHttp:
             auth=httpx.BasicAuth(user, password or "") if user is not None else None,
             verify=_tls(ca_file, verify_tls),
             timeout=httpx.Timeout(timeout_s, connect=min(5.0, timeout_s)),
-            # An idle connection is given up before the server does (some after 5 s): one that both end at once fails.
             limits=httpx.Limits(
-                max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=4.0
+                max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=CLIENT_IDLE_S
             ),
             follow_redirects=False,  # a redirect would carry patient data and credentials somewhere else
             trust_env=False,  # no proxy and no .netrc that nobody wrote into this service's settings
